@@ -1,0 +1,434 @@
+"""Building a dataset: sources to shards, in parallel, in bounded memory, whole or not at all."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import llamita
+from llamita.data.atomic import exclusive, fresh_directory, publish, sync_files, write_synced
+from llamita.data.dedup import SeenHashes
+from llamita.data.documents import ParseSettings, auto_block_bytes, compile_where, read_blocks
+from llamita.data.encode import EncodedBlock, EncodeSettings
+from llamita.data.manifest import (
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    BuildSettings,
+    Counts,
+    Manifest,
+    SourceRecord,
+    SplitRecord,
+    TokenizerRecord,
+    building_directory,
+)
+from llamita.data.reuse import (
+    LISTING_NAME,
+    ReadFile,
+    find_reusable,
+    fingerprint_of,
+    listing_text,
+    update_licence,
+)
+from llamita.data.shard_writer import SplitWriter
+from llamita.data.sources import SourceFile, SourceList, list_sources
+from llamita.data.tokenizer import Tokenizer, load_tokenizer
+from llamita.data.workers import encode_blocks
+from llamita.errors import UserError
+
+TOKENIZER_DIRECTORY = "tokenizer"
+_ALLOWED_BAD = 10
+_WANTED_VALIDATION_DOCUMENTS = 10
+# Starting workers costs about 0.3 s, as much as encoding this many bytes here.
+_SMALL_BYTES = 2 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a build is: bytes read on disk and in all, documents and tokens written. `message`
+    is a sentence to show, "" on the regular reports."""
+
+    bytes_read: int
+    num_bytes: int
+    documents: int
+    tokens: int
+    message: str = ""
+
+
+Report = Callable[[Progress], None]
+
+
+def build_data(
+    sources: str | Path | Sequence[str | Path],
+    out: str | Path,
+    tokenizer: Tokenizer | str | Path,
+    *,
+    name: str | None = None,
+    text_field: str = "text",
+    where: str | Sequence[str] | None = None,
+    validation: float = 0.01,
+    split_by: str | None = None,
+    bos: bool = True,
+    eos: bool = True,
+    dedup: bool = True,
+    num_workers: int | None = None,
+    shard_tokens: int = 500_000_000,
+    block_bytes: int | None = None,
+    max_bad_fraction: float = 0.01,
+    licence: str | None = None,
+    progress: Report | None = None,
+) -> Manifest:
+    """Build the dataset `out` from text, or reuse it if nothing changed.
+
+    Args:
+        sources: folders, globs and files, as `list_sources` takes them.
+        out: the dataset's directory; an older dataset there is replaced once the new one is whole.
+        tokenizer: a Tokenizer or the path of one.
+        name: the dataset's name in reports; the last part of `out` by default.
+        text_field: field of .jsonl records that holds the text (dots reach nested fields).
+        where: conditions on record fields, all of which must hold (see `parse_where`).
+        validation: fraction of documents, by hash, held out; 0 for none. Where so few documents
+            are given that none falls in it, it is raised to hold about ten of them.
+        split_by: record field whose value's hash decides the split instead of the text's, so that
+            records with the same value stay on one side. Plain text is split by its text.
+        bos, eos: put the tokenizer's BOS before and EOS after every document.
+        dedup: drop documents whose text was met before.
+        num_workers: processes that encode; all usable cores by default, 0 for this process.
+        shard_tokens: a shard ends with the document that brings it to this many tokens.
+        block_bytes: size of the blocks that large text files are divided into at line ends, each a
+            document (see `auto_block_bytes` for the default).
+        max_bad_fraction: more bad records than this (and than 10) is an error.
+        licence: recorded with the sources.
+        progress: called with a `Progress` now and then.
+
+    Returns:
+        The manifest, which is the last file written.
+
+    Raises:
+        UserError: wrong settings, unusable sources, too many bad records, no documents, a full
+            disk, or another process building the same `out`. `out` is then as it was before.
+    """
+    out = Path(out)
+    if not isinstance(tokenizer, Tokenizer):
+        tokenizer = load_tokenizer(tokenizer)
+    settings = BuildSettings(
+        text_field=text_field,
+        where=(where,) if isinstance(where, str) else tuple(where or ()),
+        validation=validation,
+        split_by=split_by,
+        bos=bos,
+        eos=eos,
+        dedup=dedup,
+        shard_tokens=shard_tokens,
+        block_bytes=block_bytes,
+        max_bad_fraction=max_bad_fraction,
+    )
+    _check_settings(settings, tokenizer, num_workers)
+    _check_out(out)
+    report = progress or (lambda _: None)
+    listed = list_sources(sources)
+    record = _tokenizer_record(tokenizer)
+    with exclusive(out, "dataset"):
+        manifest = find_reusable(out, listed, record, settings)
+        if manifest is not None:
+            if any(source.licence != licence for source in manifest.sources):
+                manifest = update_licence(out, manifest, licence)
+            report(_whole(manifest, listed, f"{out} is up to date: nothing changed, reused."))
+            return manifest
+        with fresh_directory(building_directory(out)) as directory:
+            build = _Build(listed, directory, tokenizer, settings, num_workers, report)
+            manifest = build.run(name or out.resolve().name, licence)
+            publish(directory, out)
+        report(_whole(manifest, listed, f"{out} is built."))
+        return manifest
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What one pass over the sources found."""
+
+    records: int = 0
+    documents: int = 0
+    duplicates: int = 0
+    filtered: int = 0
+    empty: int = 0
+    bad: int = 0
+    first_bad: list[str] = field(default_factory=list)
+    smallest_keys: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, dtype=np.uint64))
+    files: list[ReadFile] = field(default_factory=list)
+
+    def add(self, block: EncodedBlock) -> None:
+        self.records += block.records
+        self.filtered += block.filtered
+        self.empty += block.empty
+        self.bad += block.bad
+        self.first_bad = (self.first_bad + block.first_bad)[:5]
+
+    def add_kept(self, keys: NDArray[np.uint64]) -> None:
+        self.documents += len(keys)
+        smallest = np.unique(np.concatenate((self.smallest_keys, keys)))
+        self.smallest_keys = smallest[: _WANTED_VALIDATION_DOCUMENTS + 1]
+
+
+class _Build:
+    def __init__(
+        self,
+        sources: SourceList,
+        directory: Path,
+        tokenizer: Tokenizer,
+        settings: BuildSettings,
+        num_workers: int | None,
+        report: Report,
+    ) -> None:
+        self._sources = sources
+        self._directory = directory
+        self._tokenizer = tokenizer
+        self._settings = settings
+        self._num_workers = _num_workers(num_workers, sources)
+        self._report = report
+        self._token_bytes = 2 if tokenizer.vocab_size <= 1 << 16 else 4
+        self._bytes_read = 0
+
+    def run(self, name: str, licence: str | None) -> Manifest:
+        """Encode everything and write the manifest last."""
+        fraction = self._settings.validation
+        notes: list[str] = []
+        tally, splits = self._encode(fraction)
+        if fraction > 0 and splits["validation"].documents == 0:
+            fraction = _raised_fraction(tally)
+            notes.append(
+                f"no document of {tally.documents} fell in a validation split of "
+                f"{self._settings.validation:g}; it was raised to {fraction:.3g}."
+            )
+            self._report(Progress(0, self._sources.num_bytes, 0, 0, notes[-1]))
+            tally, splits = self._encode(fraction)
+        if splits["train"].documents == 0:
+            raise UserError(
+                f"all {tally.documents} documents fell in the validation split; lower "
+                "--validation, or split by a field that has more values."
+            )
+        self._tokenizer.save(self._directory / TOKENIZER_DIRECTORY)
+        sync_files(self._directory / TOKENIZER_DIRECTORY)
+        write_synced(self._directory / LISTING_NAME, listing_text(tally.files))
+        manifest = self._manifest(name, licence, fraction, notes, tally, splits)
+        write_synced(self._directory / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
+        return manifest
+
+    def _encode(self, fraction: float) -> tuple[_Tally, dict[str, SplitRecord]]:
+        """One pass: all blocks encoded, deduplicated in order, and written by split."""
+        tally = _Tally()
+        self._bytes_read = 0
+        blocks = read_blocks(
+            self._sources.files,
+            self._settings.block_bytes or auto_block_bytes(self._sources.files),
+            finished=lambda file, digest: tally.files.append(_read_file(file, digest)),
+            advanced=self._advance,
+        )
+        encoded = encode_blocks(blocks, self._encode_settings(), self._num_workers)
+        threshold = np.uint64(min(int(fraction * 2.0**64), 2**64 - 1))
+        seen = SeenHashes(self._directory / "seen.sqlite") if self._settings.dedup else None
+        try:
+            with self._writer("train") as train, self._writer("validation") as validation:
+                for block in encoded:
+                    tally.add(block)
+                    _check_bad(tally, self._settings, final=False)
+                    kept = np.ones(len(block.lengths), dtype=np.bool_)
+                    if seen is not None:
+                        kept = seen.add(block.hashes)
+                        tally.duplicates += int(len(kept) - kept.sum())
+                    held_out = block.split_keys < threshold
+                    tally.add_kept(block.split_keys[kept])
+                    _write(train, block, kept & ~held_out)
+                    _write(validation, block, kept & held_out)
+                    self._report(self._progress(tally, train.num_tokens + validation.num_tokens))
+                _check_bad(tally, self._settings, final=True)
+                splits = {"train": train.finish(), "validation": validation.finish()}
+        finally:
+            encoded.close()
+            if seen is not None:
+                seen.close()
+        return tally, splits
+
+    def _advance(self, size: int) -> None:
+        self._bytes_read += size
+
+    def _progress(self, tally: _Tally, tokens: int) -> Progress:
+        return Progress(self._bytes_read, self._sources.num_bytes, tally.documents, tokens)
+
+    def _writer(self, split: str) -> SplitWriter:
+        return SplitWriter(
+            self._directory,
+            split,
+            self._token_bytes,
+            self._settings.shard_tokens,
+            self._tokenizer.fingerprint,
+        )
+
+    def _encode_settings(self) -> EncodeSettings:
+        settings = self._settings
+        return EncodeSettings(
+            tokenizer_json=self._tokenizer.to_json(),
+            bos_id=self._tokenizer.bos_id if settings.bos else None,
+            eos_id=self._tokenizer.eos_id if settings.eos else None,
+            token_bytes=self._token_bytes,
+            parse=ParseSettings(settings.text_field, settings.where, settings.split_by),
+        )
+
+    def _manifest(
+        self,
+        name: str,
+        licence: str | None,
+        fraction: float,
+        notes: list[str],
+        tally: _Tally,
+        splits: dict[str, SplitRecord],
+    ) -> Manifest:
+        tokenizer = _tokenizer_record(self._tokenizer)
+        return Manifest(
+            format_version=FORMAT_VERSION,
+            name=name,
+            created_by=f"llamita {llamita.__version__}",
+            fingerprint=fingerprint_of(tally.files, tokenizer, self._settings),
+            sources=_source_records(self._sources, licence),
+            tokenizer=tokenizer,
+            settings=self._settings,
+            validation_fraction=fraction,
+            token_bytes=self._token_bytes,
+            counts=Counts(
+                records=tally.records,
+                documents=tally.documents,
+                duplicates=tally.duplicates,
+                filtered=tally.filtered,
+                empty=tally.empty,
+                bad=tally.bad,
+                ignored_files=len(self._sources.ignored),
+            ),
+            first_bad=tuple(tally.first_bad),
+            notes=tuple(notes),
+            splits=splits,
+        )
+
+
+def _write(writer: SplitWriter, block: EncodedBlock, chosen: NDArray[np.bool_]) -> None:
+    if chosen.all():
+        tokens = block.tokens
+    else:
+        tokens = block.tokens[np.repeat(chosen, block.lengths)]
+    writer.write(tokens, block.lengths[chosen], block.text_bytes[chosen])
+
+
+def _raised_fraction(tally: _Tally) -> float:
+    """The least fraction that holds out ten documents (a tenth of them, where there are fewer than
+    a hundred), found from the smallest hashes."""
+    keys = tally.smallest_keys
+    if len(keys) < 2:
+        raise UserError(
+            f"{tally.documents} documents cannot be divided into training and validation; give "
+            "more text, smaller --block-bytes, or --validation 0."
+        )
+    wanted = min(_WANTED_VALIDATION_DOCUMENTS, max(1, tally.documents // 10), len(keys) - 1)
+    # Half way to the next hash: rounding to a double cannot cross it.
+    return (float(keys[wanted - 1]) / 2 + float(keys[wanted]) / 2) / 2.0**64
+
+
+def _check_bad(tally: _Tally, settings: BuildSettings, *, final: bool) -> None:
+    """Refuse too many bad records at the end, or on the way once it is past hope: most of a
+    thousand or more."""
+    examples = "".join(f"\n  {reason}" for reason in tally.first_bad)
+    mostly_bad = tally.bad > max(0.5, settings.max_bad_fraction) * tally.records
+    if mostly_bad and (final or tally.records >= 1000):
+        raise UserError(_too_many_bad(tally, settings) + examples)
+    if not final:
+        return
+    if tally.bad > max(_ALLOWED_BAD, settings.max_bad_fraction * tally.records):
+        raise UserError(_too_many_bad(tally, settings) + examples)
+    if tally.documents == 0:
+        raise UserError(
+            f"the sources hold no document: {tally.records} records, of which {tally.filtered} "
+            f"did not satisfy `where`, {tally.empty} were empty and {tally.bad} bad; name sources "
+            f"that hold text.{examples}"
+        )
+
+
+def _too_many_bad(tally: _Tally, settings: BuildSettings) -> str:
+    return (
+        f"{tally.bad} of {tally.records} records are bad, more than max_bad_fraction "
+        f"{settings.max_bad_fraction:g} allows; mend or leave out those files, or raise "
+        "--max-bad-fraction. The first ones:"
+    )
+
+
+def _check_settings(settings: BuildSettings, tokenizer: Tokenizer, num_workers: int | None) -> None:
+    if not 0 <= settings.validation < 1:
+        raise UserError(f"validation is a fraction from 0 to below 1, not {settings.validation}.")
+    if not 0 <= settings.max_bad_fraction <= 1:
+        raise UserError(f"max_bad_fraction is from 0 to 1, not {settings.max_bad_fraction}.")
+    if settings.shard_tokens < 1:
+        raise UserError(f"shard_tokens must be 1 or more, not {settings.shard_tokens}.")
+    if settings.block_bytes is not None and settings.block_bytes < 16:
+        raise UserError(f"block_bytes must be 16 or more, not {settings.block_bytes}.")
+    if num_workers is not None and num_workers < 0:
+        raise UserError(f"num_workers must be 0 or more, not {num_workers}.")
+    for flag, wanted, token in (
+        ("bos", settings.bos, tokenizer.bos_id),
+        ("eos", settings.eos, tokenizer.eos_id),
+    ):
+        if wanted and token is None:
+            raise UserError(
+                f"the tokenizer has no {flag.upper()} token; build with --no-{flag}, or name one "
+                f"as {flag}_token in its tokenizer_config.json."
+            )
+    compile_where(settings.where)
+
+
+def _check_out(out: Path) -> None:
+    if out.is_dir() and not (out / MANIFEST_NAME).exists() and any(out.iterdir()):
+        raise UserError(
+            f"{out} exists and is not a dataset; name another --out, or remove it yourself."
+        )
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; name a directory as --out.")
+
+
+def _num_workers(wanted: int | None, sources: SourceList) -> int:
+    if wanted is not None:
+        return wanted
+    size = sum(file.size * (4 if file.compression else 1) for file in sources.files)
+    if size <= _SMALL_BYTES:
+        return 0
+    return min(len(os.sched_getaffinity(0)), math.ceil(size / _SMALL_BYTES))
+
+
+def _tokenizer_record(tokenizer: Tokenizer) -> TokenizerRecord:
+    return TokenizerRecord(
+        fingerprint=tokenizer.fingerprint,
+        vocab_size=tokenizer.vocab_size,
+        bos_id=tokenizer.bos_id,
+        eos_id=tokenizer.eos_id,
+    )
+
+
+def _source_records(sources: SourceList, licence: str | None) -> tuple[SourceRecord, ...]:
+    return tuple(
+        SourceRecord(
+            name=name,
+            files=sum(file.source == number for file in sources.files),
+            bytes=sum(file.size for file in sources.files if file.source == number),
+            licence=licence,
+        )
+        for number, name in enumerate(sources.names)
+    )
+
+
+def _read_file(file: SourceFile, digest: str) -> ReadFile:
+    return ReadFile(file.source, file.name, file.size, file.mtime_ns, digest)
+
+
+def _whole(manifest: Manifest, sources: SourceList, message: str) -> Progress:
+    size = sources.num_bytes
+    return Progress(size, size, manifest.counts.documents, manifest.num_tokens, message)

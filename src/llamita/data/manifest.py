@@ -1,0 +1,169 @@
+"""The manifest: what a dataset holds, and what it was made of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from llamita.errors import UserError
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileRecord(_Record):
+    """One file of the dataset: its name in the directory, size in bytes, BLAKE2b-256 (hex)."""
+
+    name: str
+    size: int
+    blake2b: str
+
+
+class ShardRecord(_Record):
+    """One shard: NAME.ds, NAME.ds.index, NAME.ds.bytes, NAME.ds.metadata."""
+
+    name: str
+    documents: int
+    tokens: int
+    text_bytes: int
+    files: tuple[FileRecord, ...]
+
+
+class SplitRecord(_Record):
+    """One split; `text_bytes` counts the UTF-8 bytes of its documents."""
+
+    documents: int
+    tokens: int
+    text_bytes: int
+    shards: tuple[ShardRecord, ...]
+
+
+class SourceRecord(_Record):
+    """One source as it was given (without the path to it), with its size on disk in bytes."""
+
+    name: str
+    files: int
+    bytes: int
+    licence: str | None
+
+
+class TokenizerRecord(_Record):
+    """The tokenizer that made the tokens."""
+
+    fingerprint: str
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int | None
+
+
+class BuildSettings(_Record):
+    """Settings that decide the tokens; the number of workers does not."""
+
+    text_field: str
+    where: tuple[str, ...]
+    validation: float
+    split_by: str | None
+    bos: bool
+    eos: bool
+    dedup: bool
+    shard_tokens: int
+    block_bytes: int | None
+    max_bad_fraction: float
+
+
+class Counts(_Record):
+    """What became of the records read."""
+
+    records: int
+    documents: int
+    duplicates: int
+    filtered: int
+    empty: int
+    bad: int
+    ignored_files: int
+
+
+class Manifest(_Record):
+    """manifest.json. `fingerprint` depends on contents, tokenizer and settings alone: not on time,
+    machine paths or number of workers."""
+
+    format_version: int
+    name: str
+    created_by: str
+    fingerprint: str
+    sources: tuple[SourceRecord, ...]
+    tokenizer: TokenizerRecord
+    settings: BuildSettings
+    validation_fraction: float
+    token_bytes: int
+    counts: Counts
+    first_bad: tuple[str, ...]
+    notes: tuple[str, ...]
+    splits: dict[str, SplitRecord]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all splits."""
+        return sum(split.tokens for split in self.splits.values())
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 (hex) of a JSON value in canonical form."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read DIRECTORY/manifest.json.
+
+    Raises:
+        UserError: there is none (the build did not end), or it cannot be read.
+    """
+    file = directory / MANIFEST_NAME
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(_missing(directory)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read: {error}; build the dataset again.") from error
+    try:
+        raw = json.loads(text)
+        version = raw.get("format_version") if isinstance(raw, dict) else None
+        if version != FORMAT_VERSION:
+            raise UserError(
+                f"{file} has format_version {version}, this llamita reads {FORMAT_VERSION}; "
+                "build the dataset again with `llamita data build`."
+            )
+        return Manifest.model_validate_json(text)
+    except UserError:
+        raise
+    except (ValidationError, ValueError) as error:
+        raise UserError(f"{file} is damaged ({error}); build the dataset again.") from error
+
+
+def building_directory(out: Path) -> Path:
+    """Where a build of `out` stands until it is whole."""
+    return out.with_name(f".{out.name}.building")
+
+
+def _missing(directory: Path) -> str:
+    again = "run the same `llamita data build` again"
+    if building_directory(directory).is_dir():
+        return f"the build of {directory} was interrupted and never became whole; {again}."
+    if directory.is_dir():
+        return (
+            f"{directory} has no {MANIFEST_NAME}: it is not a dataset, or not a whole one; "
+            f"make one with `llamita data build SOURCES --out {directory}`."
+        )
+    return (
+        f"there is no dataset at {directory}; make one with "
+        f"`llamita data build SOURCES --out {directory}`."
+    )

@@ -1,0 +1,94 @@
+"""How well a model predicts text it has not seen, in bits per byte."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from llamita.data.shards import TokenStream
+from llamita.model.decoder import IGNORE, Decoder, TokenScores
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Whole documents: tokens (n,) int64, and the UTF-8 bytes of their text."""
+
+    tokens: npt.NDArray[np.int64]
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """Negative log-likelihood of a text: nats over `num_tokens` predictions, `num_bytes` bytes."""
+
+    nats: float
+    num_tokens: int
+    num_bytes: int
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.nats / math.log(2) / self.num_bytes
+
+    @property
+    def loss(self) -> float:
+        """Mean nats a token."""
+        return self.nats / self.num_tokens
+
+    def __add__(self, other: Score) -> Score:
+        return Score(
+            self.nats + other.nats,
+            self.num_tokens + other.num_tokens,
+            self.num_bytes + other.num_bytes,
+        )
+
+
+def held_out(stream: TokenStream, max_tokens: int | None = None) -> HeldOut:
+    """Documents from the front of a stream until they hold `max_tokens`."""
+    parts: list[npt.NDArray[np.int64]] = []
+    num_tokens = num_bytes = 0
+    for index in range(stream.num_documents):
+        if max_tokens is not None and num_tokens >= max_tokens:
+            break
+        parts.append(np.asarray(stream.document(index), dtype=np.int64))
+        num_tokens += len(parts[-1])
+        num_bytes += stream.document_bytes(index)
+    return HeldOut(np.concatenate(parts) if parts else np.empty(0, np.int64), num_bytes)
+
+
+@torch.no_grad()
+def score_text(model: Decoder, text: HeldOut, *, sequence_length: int, rows: int) -> Score:
+    """Score every token but the first, in windows of `sequence_length` that do not overlap.
+
+    A window sees nothing before itself, so the figure is an upper bound on what the model could do
+    with its whole context at every token. BOS and EOS are predicted and counted too; only the
+    bytes of the text itself divide.
+
+    Args:
+        rows: windows a forward pass. The last pass is filled up with ignored rows, so that every
+            pass has one shape (a compiled model would compile again for another).
+    """
+    tokens = torch.from_numpy(text.tokens)
+    num_predicted = len(tokens) - 1
+    if num_predicted < 1:
+        return Score(0.0, 0, text.num_bytes)
+    num_windows = -(-num_predicted // sequence_length)
+    padded_windows = -(-num_windows // rows) * rows
+    inputs = torch.zeros(padded_windows * sequence_length, dtype=torch.int64)
+    targets = torch.full_like(inputs, IGNORE)
+    inputs[:num_predicted] = tokens[:-1]
+    targets[:num_predicted] = tokens[1:]
+    device = next(model.parameters()).device
+    total = torch.zeros((), dtype=torch.float64)
+    for start in range(0, padded_windows, rows):
+        part = slice(start * sequence_length, (start + rows) * sequence_length)
+        scores = model(
+            inputs[part].view(rows, sequence_length).to(device),
+            targets[part].view(rows, sequence_length).to(device),
+        )
+        assert isinstance(scores, TokenScores)
+        total -= scores.log_probs.cpu().double().sum()
+    return Score(float(total), num_predicted, text.num_bytes)

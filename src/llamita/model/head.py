@@ -1,0 +1,168 @@
+"""From the last hidden state to log-probabilities, without ever holding the whole logits.
+
+Shapes: N tokens, C tokens of a chunk, H hidden size, V rows of the head's weight (padded),
+of which the first `vocab_size` are tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IGNORE = -100
+
+
+def _logits(hidden: Tensor, weight: Tensor, vocab_size: int, scaling: float) -> Tensor:
+    """(C, H) and (V, H) to logits (C, V) in float32, minus infinity in the padding's columns."""
+    logits = hidden @ weight.t()
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if scaling != 1.0:
+        logits = logits / scaling
+    if vocab_size < weight.shape[0]:
+        padding = torch.arange(weight.shape[0], device=logits.device) >= vocab_size
+        logits = logits.masked_fill(padding, -torch.inf)
+    return logits
+
+
+def score_chunk(
+    hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target and log-normalizer, both (C,); 0 where ignored."""
+    logits = _logits(hidden, weight, vocab_size, scaling)
+    counted = targets != IGNORE
+    index = targets.masked_fill(~counted, 0)
+    normalizers = logits.logsumexp(dim=-1)
+    log_probs = logits.gather(1, index[:, None]).squeeze(1) - normalizers
+    return log_probs.masked_fill(~counted, 0.0), normalizers.masked_fill(~counted, 0.0)
+
+
+def chunk_gradient(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    normalizers: Tensor,
+    log_prob_grad: Tensor,
+    normalizer_grad: Tensor,
+    vocab_size: int,
+    scaling: float,
+) -> Tensor:
+    """Gradient with respect to hidden @ weight.T, (C, V) in the type of `hidden`.
+
+    d log p_t / d logits = onehot_t - p and d log Z / d logits = p.
+    """
+    logits = _logits(hidden, weight, vocab_size, scaling)
+    counted = targets != IGNORE
+    index = targets.masked_fill(~counted, 0)
+    on_target = log_prob_grad.masked_fill(~counted, 0.0) / scaling
+    on_all = normalizer_grad.masked_fill(~counted, 0.0) / scaling - on_target
+    probabilities = (logits - normalizers[:, None]).exp()
+    columns = torch.arange(weight.shape[0], device=logits.device)
+    hit = columns == index[:, None]
+    grad = probabilities * on_all[:, None] + torch.where(hit, on_target[:, None], 0.0)
+    return grad.masked_fill(~counted[:, None], 0.0).to(hidden.dtype)
+
+
+@dataclass(frozen=True)
+class HeadFunctions:
+    """The two chunk functions, plain or compiled."""
+
+    score: Callable[..., tuple[Tensor, Tensor]] = score_chunk
+    gradient: Callable[..., Tensor] = chunk_gradient
+
+
+def _weight_gradient(grad: Tensor, hidden: Tensor) -> Tensor:
+    """(C, V) and (C, H) to (V, H) in float32 (float64 for float64)."""
+    wide = torch.promote_types(grad.dtype, torch.float32)
+    if grad.is_cuda and grad.dtype != wide:
+        return torch.mm(grad.t(), hidden, out_dtype=wide)
+    return (grad.t() @ hidden).to(wide)
+
+
+class _TargetLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        vocab_size: int,
+        scaling: float,
+        chunk_size: int,
+        functions: HeadFunctions,
+    ) -> tuple[Tensor, Tensor]:
+        cast = weight.to(hidden.dtype)
+        rows = zip(torch.split(hidden, chunk_size), torch.split(targets, chunk_size), strict=True)
+        parts = [functions.score(h, cast, t, vocab_size, scaling) for h, t in rows]
+        log_probs = torch.cat([part[0] for part in parts])
+        normalizers = torch.cat([part[1] for part in parts])
+        ctx.save_for_backward(hidden, weight, targets, normalizers)
+        ctx.constants = (vocab_size, scaling, chunk_size, functions)
+        return log_probs, normalizers
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets, normalizers = ctx.saved_tensors
+        vocab_size, scaling, chunk_size, functions = ctx.constants
+        cast = weight.to(hidden.dtype)
+        hidden_grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        weight_grad: Tensor | None = None
+        for start in range(0, hidden.shape[0], chunk_size):
+            part = slice(start, start + chunk_size)
+            grad = functions.gradient(
+                hidden[part],
+                cast,
+                targets[part],
+                normalizers[part],
+                grads[0][part],
+                grads[1][part],
+                vocab_size,
+                scaling,
+            )
+            if hidden_grad is not None:
+                torch.mm(grad, cast, out=hidden_grad[part])
+            if ctx.needs_input_grad[1]:
+                share = _weight_gradient(grad, hidden[part])
+                weight_grad = share if weight_grad is None else weight_grad.add_(share)
+        if weight_grad is not None:
+            weight_grad = weight_grad.to(weight.dtype)
+        return hidden_grad, weight_grad, None, None, None, None, None
+
+
+def target_log_probs(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    vocab_size: int,
+    logits_scaling: float = 1.0,
+    chunk_size: int = 1024,
+    functions: HeadFunctions | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the targets and log-normalizers under softmax(hidden·Wᵀ / scaling).
+
+    Logits stand for `chunk_size` tokens at a time, forward and backward; the backward computes
+    them again. The softmax is in float32, products in the type of `hidden`.
+
+    Args:
+        hidden: (N, H).
+        weight: (V, H), cast to the type of `hidden`; rows from `vocab_size` on are padding.
+        targets: (N,) int64; `IGNORE` marks those that do not count.
+
+    Returns:
+        log_probs and log_normalizers, (N,) float32, both differentiable, both 0 and without
+        gradient where the target is ignored.
+    """
+    scores: tuple[Tensor, Tensor] = _TargetLogProbs.apply(  # type: ignore[no-untyped-call]
+        hidden,
+        weight,
+        targets,
+        vocab_size,
+        logits_scaling,
+        chunk_size,
+        functions or HeadFunctions(),
+    )
+    return scores

@@ -1,0 +1,227 @@
+"""What a recipe will do, worked out before anything is allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from llamita.architecture.config import ModelConfig
+from llamita.architecture.counts import flops_per_token, num_parameters
+from llamita.architecture.presets import Parametrization
+from llamita.errors import UserError
+from llamita.planning.quantities import metric, tokens
+from llamita.recipes.schema import Cosine, Decay, Recipe, Stage
+
+
+@dataclass(frozen=True)
+class SourceSize:
+    """Training tokens of a dataset. `declared`: taken from the recipe, the data being absent."""
+
+    tokens: int
+    declared: bool
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    stage: Stage
+    sequence_length: int
+    batch_tokens: int
+    learning_rate: float
+    num_steps: int
+    epochs: Mapping[str, tuple[float, float]]
+    """Dataset → times read before and after this stage."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens trained on, whole batches."""
+        return self.num_steps * self.batch_tokens
+
+    @property
+    def windows_per_step(self) -> int:
+        return self.batch_tokens // self.sequence_length
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    recipe: Recipe
+    config: ModelConfig
+    parametrization: Parametrization
+    stages: tuple[StagePlan, ...]
+    sizes: Mapping[str, SourceSize]
+    first_step: int = 0
+    """Steps that a branch inherits from the checkpoint it starts from."""
+    consumed: Mapping[str, int] = field(default_factory=dict)
+    """Windows that it inherits as read, by `name@sequence_length`."""
+
+    @property
+    def num_steps(self) -> int:
+        return sum(stage.num_steps for stage in self.stages)
+
+    @property
+    def tokens(self) -> int:
+        return sum(stage.tokens for stage in self.stages)
+
+    @property
+    def flops(self) -> int:
+        return sum(
+            stage.tokens * flops_per_token(self.config, stage.sequence_length)
+            for stage in self.stages
+        )
+
+    @property
+    def longest_sequence(self) -> int:
+        return max(stage.sequence_length for stage in self.stages)
+
+
+def make_plan(
+    recipe: Recipe,
+    config: ModelConfig,
+    parametrization: Parametrization,
+    sizes: Mapping[str, SourceSize],
+    *,
+    consumed: Mapping[str, int] | None = None,
+    first_step: int = 0,
+    limit_epochs: bool = True,
+) -> TrainingPlan:
+    """Steps, tokens and epochs of every stage.
+
+    Args:
+        sizes: dataset name → its training tokens.
+        consumed: windows already read, by `name@sequence_length`, where the run branches.
+        first_step: steps already taken there.
+        limit_epochs: whether to hold the recipe to its max_epochs.
+
+    Raises:
+        UserError: a dataset too small for one window, or read more often than its max_epochs.
+    """
+    read = dict(consumed or {})
+    stages = []
+    for index, stage in enumerate(recipe.stages):
+        length = stage.sequence_length or recipe.sequence_length
+        batch = stage.batch_tokens or recipe.batch_tokens
+        if length > config.max_position_embeddings:
+            raise UserError(
+                f"stages.{index}: sequence_length {length:,} exceeds the model's"
+                f" max_position_embeddings {config.max_position_embeddings:,}; raise it under"
+                " model, or shorten the sequence"
+            )
+        num_steps = -(-stage.tokens // batch)
+        epochs = {}
+        for name, share in stage.mixture.items():
+            windows = (sizes[name].tokens - 1) // length
+            if windows < 1:
+                raise UserError(
+                    f"datasets.{name}: {sizes[name].tokens:,} training tokens are too few for one "
+                    f"window of {length:,} + 1; add text, or shorten sequence_length"
+                )
+            key = f"{name}@{length}"
+            before = read.get(key, 0)
+            read[key] = before + round(num_steps * (batch // length) * share)
+            epochs[name] = (before / windows, read[key] / windows)
+            if limit_epochs:
+                _refuse_repetition(recipe, index, name, epochs[name][1])
+        rate = stage.learning_rate or recipe.optimizer.learning_rate
+        stages.append(StagePlan(stage, length, batch, rate, num_steps, epochs))
+    return TrainingPlan(
+        recipe, config, parametrization, tuple(stages), sizes, first_step, dict(consumed or {})
+    )
+
+
+def _refuse_repetition(recipe: Recipe, index: int, name: str, epochs: float) -> None:
+    limit = recipe.datasets[name].max_epochs
+    if epochs > limit + 1e-9:
+        raise UserError(
+            f"stages.{index}.mixture.{name}: by the end of this stage the data would have been "
+            f"read {epochs:.2f} times, more than datasets.{name}.max_epochs {limit:g}; train on "
+            "fewer tokens, add text, or allow it with "
+            f"--set datasets.{name}.max_epochs={epochs + 0.05:.1f}"
+        )
+
+
+def describe(plan: TrainingPlan) -> list[str]:
+    """The plan in lines of plain text."""
+    config = plan.config
+    total = num_parameters(config)
+    lines = [
+        (
+            f"{plan.recipe.name}: {total:,} parameters "
+            f"({num_parameters(config, embedding=False):,} without embeddings)"
+        ),
+        (
+            f"  shape       {config.num_hidden_layers} layers, hidden {config.hidden_size}, "
+            f"ffn {config.intermediate_size}, {config.num_attention_heads} heads / "
+            f"{config.num_key_value_heads} KV of {config.head_dim}, vocabulary "
+            f"{config.vocab_size:,}, {'tied' if config.tie_word_embeddings else 'untied'} head"
+        ),
+        (
+            f"  training    {tokens(plan.tokens)} tokens in {plan.num_steps:,} steps, "
+            f"{plan.tokens / total:.3g} tokens per parameter, {metric(plan.flops, 'FLOP')} in all"
+        ),
+    ]
+    lengths = sorted({stage.sequence_length for stage in plan.stages})
+    each = ", ".join(
+        f"{flops_per_token(config, length) / 1e9:.4g} GFLOP a token at T = {length:,}"
+        for length in lengths
+    )
+    lines.append(f"  arithmetic  {each} (6·matmul parameters + 12·L·heads·head_dim·T)")
+    lines += _describe_parametrization(plan)
+    for number, stage in enumerate(plan.stages):
+        lines += _describe_stage(number, stage)
+    sizes = ", ".join(
+        f"{name} {tokens(size.tokens)}{' (declared)' if size.declared else ''}"
+        for name, size in plan.sizes.items()
+    )
+    lines.append(f"  data        unique training tokens: {sizes}")
+    return lines
+
+
+def _describe_parametrization(plan: TrainingPlan) -> list[str]:
+    config, rate = plan.config, plan.recipe.optimizer.learning_rate
+    if plan.parametrization != "minicpm":
+        return [f"  scaling     {plan.parametrization} initialisation, one learning rate {rate:g}"]
+    m = config.logits_scaling
+    std = plan.recipe.initializer_std or 0.1
+    return [
+        (
+            f"  scaling     minicpm, m = {m:g}: matrices learn at {rate:g}/m = {rate / m:.6g} and "
+            f"start at std {std:g}/√m = {std / m**0.5:.6g};"
+        ),
+        (
+            f"              embedding ×{config.embedding_multiplier:g}, residual"
+            f" ×{config.residual_multiplier:.6g}, logits ÷{config.logits_scaling:g}; embedding,"
+            f" head and norms learn at {rate:g}"
+        ),
+    ]
+
+
+def _describe_stage(number: int, plan: StagePlan) -> list[str]:
+    mixture = " + ".join(f"{share:.4g} {name}" for name, share in plan.stage.mixture.items())
+    epochs = ", ".join(
+        f"{name} {before:.2f}→{after:.2f}" for name, (before, after) in plan.epochs.items()
+    )
+    return [
+        (
+            f"  stage {number} {plan.stage.name}: {tokens(plan.tokens)} tokens, "
+            f"{plan.num_steps:,} steps of {plan.windows_per_step} × {plan.sequence_length:,} = "
+            f"{tokens(plan.batch_tokens)} tokens"
+        ),
+        f"              {mixture}; epochs {epochs}",
+        f"              learning rate {plan.learning_rate:g}, {_describe_schedule(plan.stage)}",
+    ]
+
+
+def _describe_schedule(stage: Stage) -> str:
+    schedule = stage.schedule
+    warmup = getattr(schedule, "warmup_tokens", 0)
+    prefix = f"warm-up {tokens(warmup)}, then " if warmup else ""
+    if schedule.kind == "constant":
+        return f"{prefix}constant"
+    if isinstance(schedule, Cosine):
+        return f"{prefix}cosine to {schedule.final_fraction:g} of it"
+    if schedule.half_life_tokens is not None:
+        form = f"halving every {tokens(schedule.half_life_tokens)}"
+    else:
+        form = f"{schedule.form} to {schedule.end:g} of it"
+    if isinstance(schedule, Decay):
+        return f"decay: {form}"
+    return f"{prefix}stable, then over the last {tokens(schedule.decay_tokens)} {form}"

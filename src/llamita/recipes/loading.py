@@ -1,0 +1,180 @@
+"""Recipes from YAML: read, override, check, explain, write."""
+
+from __future__ import annotations
+
+import re
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from llamita.errors import UserError, did_you_mean
+from llamita.recipes.schema import Recipe
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's idea of a float, so that `1e-4` and `2e9` are numbers, and no key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            key = str(key_node.value)
+            if key in seen:
+                mark = key_node.start_mark
+                raise UserError(f"{mark.name}:{mark.line + 1}: key {key!r} is given twice")
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+_FLOAT = re.compile(
+    r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?"
+    r"|[0-9][0-9_]*[eE][-+]?[0-9]+|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+)
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Parse YAML with readable errors. `where` names the text in them."""
+    loader = _Loader(text)
+    loader.name = where
+    try:
+        return loader.get_single_data()
+    except yaml.YAMLError as error:
+        raise UserError(f"{where} is not valid YAML: {error}") from error
+    finally:
+        loader.dispose()
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Names of the recipes that come with llamita, with their files."""
+    folder = Path(str(resources.files("llamita.recipes")))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe file, or a shipped recipe by name, with `key.path=value` overrides.
+
+    Raises:
+        UserError: unreadable, not YAML, an unknown or contradictory key, a value of the wrong kind.
+    """
+    path = Path(recipe)
+    if path.is_dir() and (path / "recipe.yaml").is_file():
+        path = path / "recipe.yaml"
+    if not path.is_file():
+        shipped = shipped_recipes()
+        if str(recipe) not in shipped:
+            raise UserError(
+                f"recipe {str(recipe)!r}: no such file, and no shipped recipe of that name "
+                f"(there are {', '.join(shipped)}).{did_you_mean(str(recipe), shipped)}"
+            )
+        path = shipped[str(recipe)]
+    data = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: a recipe is a mapping of keys, not {type(data).__name__}")
+    for override in overrides:
+        apply_override(data, override)
+    return check_recipe(data, str(path))
+
+
+def check_recipe(data: Mapping[str, Any], where: str) -> Recipe:
+    """Type a mapping as a recipe; every fault is named with its path and, if a key, its nearest."""
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        lines = [_explain(fault) for fault in error.errors()]
+        raise UserError(f"{where}:\n" + "\n".join(f"  {line}" for line in lines)) from error
+
+
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Set `a.b.0.c=value` in place; the value is read as YAML."""
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {override!r}: write KEY=VALUE, as in --set stages.0.tokens=2e9")
+    target: Any = data
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        last = depth == len(parts) - 1
+        slot: int | str = part
+        if isinstance(target, list):
+            if not part.isdigit() or int(part) >= len(target):
+                raise UserError(
+                    f"--set {override!r}: {'.'.join(parts[:depth])} has {len(target)} entries, "
+                    f"numbered from 0; there is no {part!r}"
+                )
+            slot = int(part)
+        elif not isinstance(target, dict):
+            raise UserError(f"--set {override!r}: {'.'.join(parts[:depth])} has no keys below it")
+        if last:
+            target[slot] = parse_yaml(value, f"--set {key}")
+        elif isinstance(target, dict):
+            below = target.get(part)
+            if below is None:
+                below = target[part] = {}
+            target = below
+        else:
+            target = target[int(part)]
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, every default written out."""
+
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    Dumper.add_representer(tuple, lambda d, v: d.represent_sequence("tag:yaml.org,2002:seq", v))
+    data = recipe.model_dump(mode="python")
+    return yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _explain(fault: Any) -> str:
+    # After `schedule`, pydantic's path names the member of the union it tried: nobody wrote that.
+    location = [
+        part
+        for index, part in enumerate(fault["loc"])
+        if not (index and fault["loc"][index - 1] == "schedule")
+    ]
+    where = ".".join(str(part) for part in location) or "recipe"
+    if fault["type"] == "extra_forbidden":
+        known = sorted(_keys_at(Recipe, fault["loc"][:-1]))
+        hint = did_you_mean(str(location[-1]), known)
+        return f"{where}: there is no such key.{hint} Keys here: {', '.join(known)}."
+    if fault["type"] == "missing":
+        return f"{where}: is missing."
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    if fault["type"] == "value_error":
+        return f"{where}: {message}"
+    return f"{where}: {message} (got {fault['input']!r})"
+
+
+def _keys_at(annotation: Any, location: Sequence[int | str]) -> set[str]:
+    """The keys that a recipe knows at `location`, found by walking its types."""
+    if get_origin(annotation) is Annotated:
+        return _keys_at(get_args(annotation)[0], location)
+    if get_origin(annotation) in (Union, types.UnionType):
+        members = get_args(annotation)
+        if location:
+            chosen = [m for m in members if _kind(m) == location[0]]
+            if chosen:
+                return _keys_at(chosen[0], location[1:])
+        return set().union(*(_keys_at(member, location) for member in members))
+    if get_origin(annotation) in (list, dict) and location:
+        return _keys_at(get_args(annotation)[-1], location[1:])
+    if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        return set()
+    if not location:
+        return set(annotation.model_fields)
+    field = annotation.model_fields.get(str(location[0]))
+    return _keys_at(field.annotation, location[1:]) if field else set()
+
+
+def _kind(model: Any) -> Any:
+    tagged = getattr(model, "model_fields", {}).get("kind")
+    return tagged.default if tagged else None

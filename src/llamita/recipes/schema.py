@@ -1,0 +1,306 @@
+"""The recipe: everything that decides what a training run computes, typed.
+
+A recipe is a list of *stages* over one model. A stage is an objective × a mixture × a schedule.
+Amounts are counted in tokens throughout (`2e9` reads as a number), so that a recipe says the same
+thing at any batch size; steps follow from them and are rounded up to whole batches.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from fractions import Fraction
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from llamita.architecture.presets import Parametrization
+
+
+def _whole_number(value: object) -> object:
+    """Let `2e9` and `"2e9"` stand for whole numbers; pydantic's own int refuses both."""
+    if isinstance(value, bool):
+        raise ValueError(f"expected a number, not {value}")
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return value
+    if isinstance(value, float):
+        if not value.is_integer():
+            raise ValueError(f"expected a whole number, not {value!r}")
+        return int(value)
+    return value
+
+
+Count = Annotated[int, BeforeValidator(_whole_number), Field(gt=0)]
+CountOrZero = Annotated[int, BeforeValidator(_whole_number), Field(ge=0)]
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DatasetSource(Settings):
+    """One directory made by `llamita data build`. A recipe may write just its path."""
+
+    path: str
+    tokens: Count | None = None
+    """Declared unique training tokens: what a plan uses where the directory is absent."""
+    max_epochs: Annotated[float, Field(gt=0)] = 4.0
+    """Refuse to read the data more often than this. Four is where repetition starts to cost:
+    Muennighoff et al. 2305.16264."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_alone(cls, value: object) -> object:
+        return {"path": value} if isinstance(value, str) else value
+
+
+class Constant(Settings):
+    """Linear warm-up, then the peak learning rate."""
+
+    kind: Literal["constant"] = "constant"
+    warmup_tokens: CountOrZero = 0
+
+
+class Cosine(Settings):
+    """Linear warm-up, then half a cosine from the peak to `final_fraction` of it."""
+
+    kind: Literal["cosine"] = "cosine"
+    warmup_tokens: CountOrZero = 0
+    final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
+
+
+class _Decaying(Settings):
+    form: Literal["linear", "cosine", "1-sqrt", "exponential"] = "exponential"
+    final_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Where the decay ends, as a share of the peak. Default 0.1 (0 for linear and 1-sqrt)."""
+    half_life_tokens: Count | None = None
+    """Exponential form only: MiniCPM's 0.5^((s-S)/T), which ignores the decay's length."""
+
+    @model_validator(mode="after")
+    def _one_way_to_say_it(self) -> _Decaying:
+        if self.half_life_tokens is not None and self.form != "exponential":
+            raise ValueError(
+                f"half_life_tokens belongs to form: exponential, not to form: {self.form}"
+            )
+        if self.half_life_tokens is not None and self.final_fraction is not None:
+            raise ValueError("give half_life_tokens or final_fraction, not both")
+        if self.form == "exponential" and self.final_fraction == 0:
+            raise ValueError("an exponential decay never reaches 0: give final_fraction above 0")
+        return self
+
+    @property
+    def end(self) -> float:
+        """The final fraction with its default filled in."""
+        if self.final_fraction is not None:
+            return self.final_fraction
+        return 0.0 if self.form in ("linear", "1-sqrt") else 0.1
+
+
+class WSD(_Decaying):
+    """Warm-up, stable, decay inside one stage; its last `decay_tokens` decay."""
+
+    kind: Literal["wsd"] = "wsd"
+    warmup_tokens: CountOrZero = 0
+    decay_tokens: Count
+
+
+class Decay(_Decaying):
+    """The whole stage decays from the peak: what follows a constant stage, or branches from it."""
+
+    kind: Literal["decay"] = "decay"
+
+
+Schedule = Annotated[Constant | Cosine | WSD | Decay, Field(discriminator="kind")]
+
+
+class LanguageModelling(Settings):
+    """Predict every next token."""
+
+    kind: Literal["language_modelling"] = "language_modelling"
+    document_masking: bool = False
+    """Attention stays inside a document (and positions restart with it). Neutral at 2k, of value at
+    4k and above."""
+    z_loss: Annotated[float, Field(ge=0)] = 0.0
+    """Coefficient of log(Z)², which keeps the logits from drifting (PaLM uses 1e-4)."""
+
+
+class Stage(Settings):
+    name: str
+    tokens: Count
+    mixture: dict[str, float]
+    """Dataset name → share of this stage's tokens. Shares sum to 1."""
+    schedule: Schedule = Constant()
+    objective: LanguageModelling = LanguageModelling()
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """This stage's peak; by default the optimizer's."""
+    batch_tokens: Count | None = None
+    sequence_length: Count | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, value: str) -> str:
+        if not value or not all(c.isalnum() or c in "-_." for c in value):
+            raise ValueError(f"{value!r}: use letters, digits, '-', '_' and '.'")
+        return value
+
+    @field_validator("mixture")
+    @classmethod
+    def _sums_to_one(cls, value: dict[str, float]) -> dict[str, float]:
+        if not value:
+            raise ValueError("names no dataset")
+        for name, share in value.items():
+            if not 0 < share <= 1:
+                raise ValueError(f"share of {name!r} is {share}: shares lie above 0 and up to 1")
+        total = sum((exact_share(share) for share in value.values()), Fraction(0))
+        if abs(total - 1) > Fraction(1, 10**6):
+            shown = " + ".join(f"{name} {share}" for name, share in value.items())
+            raise ValueError(f"shares must sum to 1, but {shown} = {float(total):.6g}")
+        return value
+
+    @model_validator(mode="after")
+    def _phases_fit(self) -> Stage:
+        phases = {
+            key: getattr(self.schedule, key, 0) or 0 for key in ("warmup_tokens", "decay_tokens")
+        }
+        if sum(phases.values()) > self.tokens:
+            shown = " + ".join(f"{key} {tokens:,}" for key, tokens in phases.items() if tokens)
+            raise ValueError(f"{shown} are more than the stage's {self.tokens:,} tokens")
+        return self
+
+
+class AdamW(Settings):
+    learning_rate: Annotated[float, Field(gt=0)]
+    """Peak. Under `parametrization: minicpm` the block matrices learn at learning_rate / m."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
+        0.9,
+        0.95,
+    )
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """On matrices. Norms, biases and embeddings do not decay."""
+    weight_decay_follows: Literal["scaled_learning_rate", "base_learning_rate"] = (
+        "scaled_learning_rate"
+    )
+    """What a step's decay is multiplied by where a matrix learns at a scaled rate: its own rate
+    (torch's AdamW and OpenBMB's code: scaled matrices decay less) or the unscaled one."""
+    clip_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+
+
+class Guard(Settings):
+    """Steps that must not reach the weights."""
+
+    spike_sigmas: Annotated[float, Field(gt=0)] | None = 6.0
+    """Skip a step whose loss or gradient norm exceeds mean + this × σ of the window; null: off."""
+    window: Annotated[int, Field(ge=8)] = 128
+    max_consecutive_skips: Annotated[int, Field(ge=1)] = 10
+    """After so many, spikes are accepted as the new level; non-finite steps stop the run."""
+
+
+class Checkpoints(Settings):
+    every_steps: Count | None = None
+    """Also written at every stage's end and on interruption. null: only then."""
+    keep_last: Annotated[int, Field(ge=1)] = 2
+    keep_every_steps: Count | None = None
+    """Checkpoints at multiples of this are kept for good, and so are those at stage ends."""
+    final: Annotated[str, Field(pattern=r"^(last|best|step-[0-9]+)$")] = "last"
+    """What `final/` is made from: `last`, `best` (the checkpoint of lowest validation bits per
+    byte) or a named one such as `step-900` (MiniCPM left out its decay's tail)."""
+    final_dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+class Validation(Settings):
+    every_steps: Count | None = None
+    """Also measured before the first step and after the last."""
+    tokens: Count = 262_144
+    """Held-out tokens scored per dataset, whole documents from the front."""
+
+
+class Samples(Settings):
+    every_steps: Count | None = None
+    prompts: list[str] = []
+    max_tokens: Count = 48
+    temperature: Annotated[float, Field(ge=0)] = 0.7
+
+
+class Runtime(Settings):
+    """How to compute, not what: all of it may change when a run goes on."""
+
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    micro_batch_size: Count | None = None
+    """Sequences a forward pass; null: as many as fit in the memory that is free."""
+    compile: Literal["auto", "always", "never"] = "auto"
+    deterministic: Literal["auto", "always", "never"] = "auto"
+    """Same bits on every run. auto: on the CPU, where it costs nothing measurable."""
+    threads: Count | None = None
+    log_every_steps: Count = 10
+
+
+class Recipe(Settings):
+    name: str
+    description: str = ""
+    model: str | dict[str, Any] | None = None
+    """A preset's name, or a mapping of config.json keys, on top of `preset:` if that is given.
+    Absent when the run starts from a checkpoint. `vocab_size` follows the data's tokenizer unless
+    written here."""
+    start_from: str | None = None
+    """A Hugging Face directory (fresh optimizer), or a run's checkpoint (everything goes on)."""
+    fresh_optimizer: bool = False
+    """Take only the weights from a run's checkpoint in `start_from`."""
+    parametrization: Parametrization | None = None
+    """Initialisation and learning-rate scaling; default: the preset's, else llama."""
+    initializer_std: Annotated[float, Field(gt=0)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
+    sequence_length: Count
+    batch_tokens: Count
+    optimizer: AdamW
+    datasets: dict[str, DatasetSource]
+    stages: Annotated[list[Stage], Field(min_length=1)]
+    guard: Guard = Guard()
+    checkpoints: Checkpoints = Checkpoints()
+    validation: Validation = Validation()
+    samples: Samples = Samples()
+    runtime: Runtime = Runtime()
+
+    @model_validator(mode="after")
+    def _hangs_together(self) -> Recipe:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise ValueError(f"stages: two stages have one name ({', '.join(names)})")
+        for index, stage in enumerate(self.stages):
+            for name in stage.mixture:
+                if name not in self.datasets:
+                    raise ValueError(
+                        f"stages.{index}.mixture: {name!r} is not under datasets "
+                        f"({', '.join(self.datasets)})"
+                    )
+            length = stage.sequence_length or self.sequence_length
+            batch = stage.batch_tokens or self.batch_tokens
+            if batch % length:
+                raise ValueError(
+                    f"stages.{index}: batch_tokens {batch:,} is not a multiple of sequence_length "
+                    f"{length:,}; write {max(1, round(batch / length)) * length:,}"
+                )
+        unused = set(self.datasets) - {name for stage in self.stages for name in stage.mixture}
+        if unused:
+            raise ValueError(f"datasets: no stage reads {', '.join(sorted(unused))}")
+        if self.model is None and self.start_from is None:
+            raise ValueError("name a model (a preset or its shape), or a checkpoint in start_from")
+        if self.model is not None and self.start_from is not None:
+            raise ValueError(
+                "model and start_from contradict each other: a run that starts from a checkpoint "
+                "has that checkpoint's shape; remove one of them"
+            )
+        if self.fresh_optimizer and self.start_from is None:
+            raise ValueError("fresh_optimizer has an effect only beside start_from")
+        if self.samples.every_steps is not None and not self.samples.prompts:
+            raise ValueError("samples.every_steps without samples.prompts writes nothing")
+        return self
+
+
+def exact_share(share: float) -> Fraction:
+    """The decimal as the user wrote it, without the binary rounding of floats."""
+    return Fraction(Decimal(repr(share)))

@@ -1,0 +1,166 @@
+"""What a run computes on, and why: device, number type, compilation."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import sysconfig
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llamita.errors import UserError
+from llamita.planning.quantities import duration, metric
+from llamita.recipes.schema import Runtime
+
+# Compiling the blocks and the head takes about half a minute on two cores; it saves about a third
+# of a step. Below this predicted training time it is not earned back.
+_COMPILE_PAYS_SECONDS = 90.0
+
+
+@dataclass(frozen=True)
+class Compute:
+    device: torch.device
+    dtype: torch.dtype
+    compile: bool
+    matmul_rate: float
+    """FLOP/s of a 2048³ product in `dtype`, measured now: the denominator of MFU."""
+    reasons: tuple[str, ...]
+    """What was chosen and why, a sentence each."""
+
+
+def choose_compute(
+    runtime: Runtime, flops: float, *, recorded: Mapping[str, Any] | None = None
+) -> Compute:
+    """Settle device, number type and compilation.
+
+    Args:
+        flops: of the whole run; decides whether compiling pays.
+        recorded: what the run used so far: on resume `auto` means as before, or bits would change.
+
+    Raises:
+        UserError: a device that is not there, or compilation demanded where it cannot work.
+    """
+    device = choose_device(runtime.device)
+    reasons = [f"device {device}" + ("" if runtime.device == "auto" else " as asked")]
+    before = recorded if recorded and recorded["device"] == device.type else {}
+    wanted = runtime.dtype if runtime.dtype != "auto" else before.get("dtype", "auto")
+    rate32 = matmul_rate(device, torch.float32)
+    rate16 = matmul_rate(device, torch.bfloat16) if wanted != "float32" else 0.0
+    if wanted == "auto":
+        # Below this ratio the casts cost more than the products gain.
+        wanted = "bfloat16" if rate16 > 1.3 * rate32 else "float32"
+        reasons.append(
+            f"{wanted}: bfloat16 products run at {metric(rate16, 'FLOP/s')}, float32 at "
+            f"{metric(rate32, 'FLOP/s')} here; weights stay float32"
+        )
+    else:
+        reasons.append(f"{wanted}, weights stay float32")
+    rate = rate16 if wanted == "bfloat16" else rate32
+    compiling = runtime.compile
+    if compiling == "auto" and "compile" in before:
+        compiling = "always" if before["compile"] else "never"
+    compiled, reason = _choose_compile(compiling, device, flops / (0.4 * rate))
+    reasons.append(reason)
+    return Compute(device, getattr(torch, wanted), compiled, rate, tuple(reasons))
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is CUDA, else MPS, else the CPU."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"device {name!r} cannot be used here: {reason}; write cpu, cuda, mps or auto"
+        ) from error
+    return device
+
+
+def _choose_compile(wanted: str, device: torch.device, seconds: float) -> tuple[bool, str]:
+    obstacle = _compile_obstacle(device)
+    if wanted == "never":
+        return False, "not compiled, as asked or as before"
+    if obstacle:
+        if wanted == "always":
+            raise UserError(f"runtime.compile: always, but {obstacle}")
+        return False, f"not compiled: {obstacle}"
+    if wanted == "auto" and seconds < _COMPILE_PAYS_SECONDS:
+        return False, f"not compiled: about {duration(seconds)} of training would not repay it"
+    return True, "compiled with torch.compile"
+
+
+def _compile_obstacle(device: torch.device) -> str | None:
+    """Why torch.compile cannot work here, or None."""
+    if device.type == "mps":
+        return "torch.compile is experimental on MPS"
+    if device.type == "cpu":
+        compilers = [os.environ.get("CXX", ""), "g++", "clang++"]
+        if not any(name and shutil.which(name) for name in compilers):
+            return "no C++ compiler was found (install g++)"
+        if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+            return "Python's headers were not found (install python3-dev)"
+    return None
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
+    """Best of several size³ products, in FLOP/s. Takes some tenths of a second."""
+    a = torch.randn(size, size, device=device).to(dtype)
+    b = torch.randn(size, size, device=device).to(dtype)
+    best = float("inf")
+    spent = 0.0
+    for attempt in range(20):
+        synchronize(device)
+        start = time.perf_counter()
+        torch.mm(a, b)
+        synchronize(device)
+        elapsed = time.perf_counter() - start
+        best = min(best, elapsed)
+        spent += elapsed
+        if attempt >= 3 and spent > 0.3:
+            break
+    return 2 * size**3 / best
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def memory_used(device: torch.device) -> int:
+    """Bytes: the allocator's peak on a GPU, the process's resident set on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    statm = Path("/proc/self/statm")
+    if statm.is_file():
+        return int(statm.read_text().split()[1]) * resource.getpagesize()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if os.uname().sysname == "Darwin" else peak * 1024
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a run may count on."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

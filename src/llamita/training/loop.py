@@ -1,0 +1,458 @@
+"""The one training loop: every stage of every recipe runs through `Trainer.run`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llamita.architecture.counts import flops_per_token
+from llamita.data.batch import Batch, Cursor, StageData
+from llamita.errors import UserError
+from llamita.inference.generation import Sampling, generate
+from llamita.inference.scoring import HeldOut, Score, held_out, score_text
+from llamita.model.decoder import Decoder
+from llamita.planning.plan import StagePlan
+from llamita.training.checkpoint import (
+    TrainingState,
+    prune,
+    save_checkpoint,
+    step_directories,
+)
+from llamita.training.devices import Compute, memory_used, synchronize
+from llamita.training.final import write_model
+from llamita.training.guards import StepGuard
+from llamita.training.objective import Objective, build_objective
+from llamita.training.optimizer import optimizer_state, set_learning_rate, without_padding
+from llamita.training.parallelism import World, whole
+from llamita.training.preparation import Preparation
+from llamita.training.reports import Progress
+from llamita.training.schedule import learning_rate_factor
+from llamita.training.telemetry import EventLog
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; everything is saved."""
+
+
+@dataclass
+class Position:
+    """Where a run stands. All of it goes into checkpoints."""
+
+    step: int
+    stage: int
+    stage_step: int
+    tokens: int
+    cursor: Cursor
+    best: dict[str, Any] | None = None
+    kept: list[int] = field(default_factory=list)
+    validation: dict[str, Any] | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "stage": self.stage,
+            "stage_step": self.stage_step,
+            "tokens": self.tokens,
+            "cursor": {
+                "consumed": dict(self.cursor.consumed),
+                "stage_start": dict(self.cursor.stage_start),
+            },
+            "best": self.best,
+            "kept": self.kept,
+            "validation": self.validation,
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Position:
+        cursor = Cursor(values["cursor"]["consumed"], values["cursor"]["stage_start"])
+        names = ("step", "stage", "stage_step", "tokens", "best", "kept", "validation")
+        return cls(cursor=cursor, **{name: values[name] for name in names})
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What a step leaves on the device; read by the host only when it is reported."""
+
+    step: int
+    stage: int
+    learning_rate: float
+    tokens: int
+    loss: Tensor
+    grad_norm: Tensor
+    skipped: Tensor
+    non_finite: Tensor
+
+
+@dataclass
+class _Clock:
+    """Time spent stepping and waiting since the last report; validation and saving left out."""
+
+    steps: int = 0
+    tokens: int = 0
+    stepping: float = 0.0
+    waiting: float = 0.0
+
+
+class Trainer:
+    """Owns the tensors of a run and moves them along.
+
+    Args:
+        state_extra: what checkpoints record beside the position (versions, fingerprints, …).
+        should_stop: asked after each step; true saves and raises Interrupted.
+    """
+
+    def __init__(
+        self,
+        preparation: Preparation,
+        run: Path,
+        *,
+        model: Decoder,
+        optimizer: torch.optim.Optimizer,
+        guard: StepGuard,
+        compute: Compute,
+        world: World,
+        position: Position,
+        micro_batch_size: int,
+        state_extra: dict[str, Any],
+        events: EventLog,
+        say: Callable[[str], None],
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self.preparation, self.run_directory = preparation, run
+        self.recipe, self.plan = preparation.recipe, preparation.plan
+        self.model, self.optimizer, self.guard = model, optimizer, guard
+        self.compute, self.world, self.position = compute, world, position
+        self.micro_batch_size, self.state_extra = micro_batch_size, state_extra
+        self.events, self.say, self.should_stop = events, say, should_stop
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.last_step = self.plan.first_step + self.plan.num_steps
+        self._pending: list[_Step] = []
+        self._clock = _Clock()
+        self._held_out: dict[str, HeldOut] = {}
+        self._last: dict[str, float] = {}
+        self._saved_at = max(step_directories(run), default=None)
+
+    # -- the loop ---------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Train to the end of the recipe and save the last step.
+
+        Raises:
+            Interrupted: asked to stop; a checkpoint was written.
+            UserError: the loss stayed non-finite, or a checkpoint could not be written.
+        """
+        position, stages = self.position, self.plan.stages
+        if position.validation is None:
+            self._validate()
+        with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+            while True:
+                stage = stages[position.stage]
+                if position.stage_step < stage.num_steps:
+                    if position.stage_step == 0:
+                        self._enter_stage(stage)
+                    self._run_stage(stage, pool)
+                    self._leave_stage(stage)
+                if position.stage + 1 == len(stages):
+                    return
+                position.stage += 1
+                position.stage_step = 0
+
+    def _run_stage(self, stage: StagePlan, pool: ThreadPoolExecutor) -> None:
+        position, data = self.position, self.stage_data(stage)
+        objective = build_objective(stage.stage.objective)
+        upcoming: Future[tuple[Batch, Cursor]] = pool.submit(data.batch, position.cursor)
+        while position.stage_step < stage.num_steps:
+            started = time.perf_counter()
+            batch, cursor = upcoming.result()
+            self._clock.waiting += time.perf_counter() - started
+            if position.stage_step + 1 < stage.num_steps:
+                upcoming = pool.submit(data.batch, cursor)
+            factor = learning_rate_factor(stage.stage, position.stage_step, stage.batch_tokens)
+            self._step(objective, batch, stage.learning_rate * factor)
+            position.cursor = cursor
+            if self.compute.device.type == "cpu" or self._due(self.recipe.runtime.log_every_steps):
+                synchronize(self.compute.device)
+            self._clock.steps += 1
+            self._clock.tokens += stage.batch_tokens
+            self._clock.stepping += time.perf_counter() - started
+            self._after_step(stage)
+
+    def _step(self, objective: Objective, batch: Batch, learning_rate: float) -> None:
+        """Forward, backward, judge, update. Nothing here waits for the device."""
+        position, world = self.position, self.world
+        count = objective.num_tokens(batch)
+        total = torch.zeros((), device=self.compute.device)
+        for micro in world.rows(batch).split(self.micro_batch_size):
+            loss, reported = objective.loss_sum(self.model, micro.to(self.compute.device))
+            # FSDP averages gradients over processes; the loss is a mean over all their tokens.
+            torch.autograd.backward(loss * (world.size / count))
+            total += reported
+        mean_loss = world.sum(total) / count
+        norm = whole(
+            nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        )
+        if self.recipe.optimizer.clip_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(
+                self.parameters, self.recipe.optimizer.clip_grad_norm, norm
+            )
+        verdict = self.guard.judge(mean_loss, norm)
+        set_learning_rate(self.optimizer, learning_rate)
+        # Fused AdamW leaves everything as it was where found_inf is 1, without asking the host.
+        self.optimizer.found_inf = verdict.skip.float()  # type: ignore[attr-defined]
+        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        position.step += 1
+        position.stage_step += 1
+        position.tokens += batch.tokens.numel()
+        self._pending.append(
+            _Step(
+                position.step,
+                position.stage,
+                learning_rate,
+                position.tokens,
+                mean_loss,
+                norm,
+                verdict.skip,
+                verdict.non_finite,
+            )
+        )
+
+    def _after_step(self, stage: StagePlan) -> None:
+        recipe, position = self.recipe, self.position
+        stopping = self.world.any(self.should_stop())
+        named = recipe.checkpoints.final == f"step-{position.step}"
+        saving = named or self._due(recipe.checkpoints.every_steps)
+        validating = self._due(recipe.validation.every_steps) or (
+            saving and recipe.checkpoints.final == "best"
+        )
+        sampling = self._due(recipe.samples.every_steps)
+        if stopping or saving or validating or self._due(recipe.runtime.log_every_steps):
+            self._report()
+        if validating:
+            self._validate()
+        if sampling:
+            self._sample()
+        if saving or stopping:
+            self._save(keep=named or self._due(recipe.checkpoints.keep_every_steps))
+        if stopping:
+            raise Interrupted
+
+    def _due(self, every: int | None) -> bool:
+        return every is not None and self.position.step % every == 0
+
+    # -- stages -----------------------------------------------------------------------------
+
+    def stage_data(self, stage: StagePlan) -> StageData:
+        return StageData(
+            {name: dataset.train for name, dataset in self.preparation.datasets.items()},
+            stage.stage.mixture,
+            sequence_length=stage.sequence_length,
+            windows_per_step=stage.windows_per_step,
+            seed=self.recipe.seed,
+            document_masking=stage.stage.objective.document_masking,
+        )
+
+    def _enter_stage(self, stage: StagePlan) -> None:
+        self.guard.reset()
+        self.position.cursor = self.position.cursor.enter_stage()
+        self.events.write("stage", step=self.position.step, name=stage.stage.name)
+
+    def _leave_stage(self, stage: StagePlan) -> None:
+        """Say what the stage read, and keep its end for good: it is what branches start from."""
+        self._report()
+        data, position = self.stage_data(stage), self.position
+        realised, epochs = data.realised(position.cursor), data.epochs(position.cursor)
+        self.events.write(
+            "mixture",
+            step=position.step,
+            stage=stage.stage.name,
+            asked=dict(stage.stage.mixture),
+            realised=realised,
+            epochs=epochs,
+        )
+        shares = ", ".join(
+            f"{name} {realised[name]:.4f} (asked {asked:.4f}, epoch {epochs[name]:.2f})"
+            for name, asked in stage.stage.mixture.items()
+        )
+        self.say(f"stage {stage.stage.name} done: {shares}")
+        if position.validation is None or position.validation["step"] != position.step:
+            self._validate()
+        self._save(keep=True)
+
+    # -- what the run says ------------------------------------------------------------------
+
+    def _report(self) -> None:
+        """Read the pending steps from the device, write them down, print a line."""
+        if not self._pending:
+            return
+        for step in self._pending:
+            loss, norm = float(step.loss), float(step.grad_norm)
+            fields: dict[str, Any] = {"loss": loss, "grad_norm": norm}
+            if bool(step.skipped):
+                kind = "non_finite" if bool(step.non_finite) else "spike"
+                fields["skipped"] = kind
+                self.say(f"step {step.step}: skipped, {kind} (loss {loss:.4g}, norm {norm:.4g})")
+            self.events.write(
+                "step",
+                step=step.step,
+                stage=self.plan.stages[step.stage].stage.name,
+                tokens=step.tokens,
+                learning_rate=step.learning_rate,
+                **fields,
+            )
+        self._last = {
+            "loss": float(self._pending[-1].loss),
+            "grad_norm": float(self._pending[-1].grad_norm),
+            "learning_rate": self._pending[-1].learning_rate,
+        }
+        self._pending.clear()
+        self._progress()
+        self.events.flush()
+        self._stop_if_lost()
+
+    def _progress(self) -> None:
+        clock, position = self._clock, self.position
+        stage = self.plan.stages[min(position.stage, len(self.plan.stages) - 1)]
+        if not clock.steps:
+            return
+        rate = clock.tokens / clock.stepping
+        flops = flops_per_token(self.plan.config, stage.sequence_length)
+        progress = Progress(
+            step=position.step,
+            last_step=self.last_step,
+            stage=stage.stage.name,
+            bits_per_byte=position.validation["bits_per_byte"] if position.validation else None,
+            tokens_per_second=rate,
+            mfu=rate * flops / (self.compute.matmul_rate * self.world.size),
+            memory=memory_used(self.compute.device),
+            data_wait=clock.waiting / clock.stepping,
+            eta=(self.last_step - position.step) * clock.stepping / clock.steps,
+            checkpoint=None if self._saved_at is None else f"step-{self._saved_at}",
+            **self._last,
+        )
+        self.say(progress.line())
+        self.events.write(
+            "progress",
+            step=position.step,
+            tokens_per_second=round(rate, 1),
+            mfu=round(progress.mfu, 4),
+            memory_bytes=progress.memory,
+            data_wait=round(progress.data_wait, 5),
+            eta_seconds=round(progress.eta, 1),
+        )
+        self._clock = _Clock()
+
+    def _stop_if_lost(self) -> None:
+        limit = self.recipe.guard.max_consecutive_skips
+        if int(self.guard.consecutive_non_finite) >= limit:
+            saved = "nothing was saved yet"
+            if self._saved_at is not None:
+                saved = f"{self.run_directory / f'step-{self._saved_at}'} is the last checkpoint"
+            raise UserError(
+                f"loss or gradients were not finite for {limit} steps running, at step "
+                f"{self.position.step}; {saved}. Branch from it with a lower learning rate: "
+                f"llamita train RECIPE --from {self.run_directory}/step-N "
+                "--set optimizer.learning_rate=…"
+            )
+
+    # -- judging and writing ------------------------------------------------------------------
+
+    def _validate(self) -> None:
+        """Bits per byte on held-out text: each dataset's, and of all bytes together."""
+        position = self.position
+        length = self.plan.longest_sequence
+        rows = max(1, self.micro_batch_size * self.plan.stages[0].sequence_length // length)
+        scores: dict[str, Score] = {}
+        for name, dataset in self.preparation.datasets.items():
+            if name not in self._held_out:
+                self._held_out[name] = held_out(dataset.validation, self.recipe.validation.tokens)
+            text = self._held_out[name]
+            if text.num_bytes and len(text.tokens) > 1:
+                scores[name] = score_text(self.model, text, sequence_length=length, rows=rows)
+        if not scores:
+            return
+        together = sum(scores.values(), Score(0.0, 0, 0))
+        position.validation = {
+            "step": position.step,
+            "bits_per_byte": together.bits_per_byte,
+            "datasets": {name: score.bits_per_byte for name, score in scores.items()},
+        }
+        self.events.write(
+            "validation",
+            **position.validation,
+            loss={name: score.loss for name, score in scores.items()},
+            tokens=together.num_tokens,
+            bytes=together.num_bytes,
+        )
+        each = ", ".join(f"{name} {score.bits_per_byte:.4f}" for name, score in scores.items())
+        self.say(
+            f"step {position.step}: validation {together.bits_per_byte:.4f} bits per byte ({each})"
+        )
+
+    def _sample(self) -> None:
+        tokenizer = self.preparation.tokenizer
+        assert tokenizer is not None
+        settings = self.recipe.samples
+        sampling = Sampling(temperature=settings.temperature, seed=self.recipe.seed)
+        for prompt in settings.prompts:
+            # Every length is another shape: eager here, or each would be compiled.
+            with torch.compiler.set_stance("force_eager"):
+                pieces = generate(
+                    self.model,
+                    tokenizer,
+                    prompt,
+                    max_tokens=settings.max_tokens,
+                    sampling=sampling,
+                )
+                text = "".join(pieces)
+            self.events.write("sample", step=self.position.step, prompt=prompt, text=text)
+            self.say(f"  sample {prompt!r} → {text!r}")
+
+    def _save(self, *, keep: bool = False) -> None:
+        position, settings = self.position, self.recipe.checkpoints
+        if self._saved_at == position.step and not (keep and position.step not in position.kept):
+            return
+        if keep and position.step not in position.kept:
+            position.kept.append(position.step)
+        validation = position.validation
+        if validation and validation["step"] == position.step:
+            best = position.best
+            if best is None or validation["bits_per_byte"] < best["bits_per_byte"]:
+                value = validation["bits_per_byte"]
+                position.best = {"step": position.step, "bits_per_byte": value}
+        weights = self.world.gather(self.model.state_dict())
+        tokenizer = self.preparation.tokenizer
+        assert tokenizer is not None
+        state = TrainingState({**self.state_extra, **position.as_json()}, self._state_tensors())
+        # Steps reach the disk before the checkpoint that supersedes their recomputation.
+        self.events.flush(durable=True)
+        if self.world.is_main:
+            save_checkpoint(
+                self.run_directory,
+                position.step,
+                lambda directory: write_model(directory, weights, self.plan.config, tokenizer),
+                state,
+            )
+            spared = {*position.kept, *([position.best["step"]] if position.best else [])}
+            prune(self.run_directory, settings.keep_last, spared)
+        self.world.barrier()
+        self._saved_at = position.step
+        self.events.write("checkpoint", step=position.step, path=f"step-{position.step}")
+        self.events.flush(durable=True)
+
+    def _state_tensors(self) -> dict[str, Tensor]:
+        moments = self.world.gather(optimizer_state(self.optimizer))
+        tensors = without_padding(moments, self.plan.config.vocab_size)
+        tensors |= {f"guard.{name}": value.cpu() for name, value in self.guard.state().items()}
+        tensors["rng.cpu"] = torch.get_rng_state()
+        if self.compute.device.type == "cuda":
+            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.compute.device)
+        return tensors

@@ -1,0 +1,241 @@
+"""From a recipe to everything a run needs to know before it allocates anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llamita.architecture.config import ModelConfig
+from llamita.architecture.presets import Parametrization, preset
+from llamita.data.build import TOKENIZER_DIRECTORY
+from llamita.data.shards import Dataset, open_dataset
+from llamita.data.tokenizer import Tokenizer, load_tokenizer
+from llamita.errors import UserError
+from llamita.model.huggingface import read_config
+from llamita.model.locate import locate
+from llamita.planning.plan import SourceSize, TrainingPlan, make_plan
+from llamita.recipes.schema import Recipe
+from llamita.training.checkpoint import (
+    TrainingState,
+    has_training_state,
+    load_training_state,
+    step_directories,
+    verify_checkpoint,
+)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where weights come from, and what goes on besides: None for a fresh optimizer."""
+
+    directory: Path
+    state: TrainingState | None
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """datasets and tokenizer are absent in a dry run on declared token counts alone.
+
+    resumed: the run's own newest checkpoint. origin: what the run started from, if it has no
+    checkpoint of its own yet.
+    """
+
+    recipe: Recipe
+    plan: TrainingPlan
+    datasets: Mapping[str, Dataset]
+    tokenizer: Tokenizer | None
+    resumed: Origin | None
+    origin: Origin | None
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.plan.config
+
+    @property
+    def recorded(self) -> TrainingState | None:
+        """The state that this run goes on from, its own or the one it branches from."""
+        source = self.resumed or self.origin
+        return None if source is None else source.state
+
+
+def prepare(
+    recipe: Recipe, *, resume: Path | None = None, allow_declared: bool = False
+) -> Preparation:
+    """Open the data, settle the model's shape, and plan.
+
+    Args:
+        resume: the run's own newest checkpoint; then `start_from` is history and is not opened.
+        allow_declared: take declared token counts where a dataset is absent.
+
+    Raises:
+        UserError: data, tokenizer, model and recipe do not fit together; a damaged checkpoint.
+    """
+    datasets, sizes = _open_datasets(recipe, allow_declared)
+    tokenizer = _common_tokenizer(datasets)
+    resumed = _open_checkpoint(resume) if resume is not None else None
+    origin = _open_origin(recipe) if resumed is None else None
+    source = resumed or origin
+    if source is None:
+        config, parametrization = _model_from_scratch(recipe, tokenizer)
+    else:
+        config = read_config(source.directory)
+        saved: Parametrization = "llama"
+        if source.state is not None:
+            saved = source.state.values["parametrization"]
+            check_fingerprints(source.state, datasets, source.directory)
+        parametrization = recipe.parametrization or saved
+        if tokenizer is not None:
+            _check_tokenizer(source.directory, config, tokenizer)
+    branch = _branch_point(resumed, origin)
+    plan = make_plan(
+        recipe,
+        config,
+        parametrization,
+        sizes,
+        consumed=branch["consumed"],
+        first_step=branch["step"],
+    )
+    return Preparation(recipe, plan, datasets, tokenizer, resumed, origin)
+
+
+def _branch_point(resumed: Origin | None, origin: Origin | None) -> dict[str, Any]:
+    """Step and windows consumed when the recipe's first stage began."""
+    if resumed is not None and resumed.state is not None:
+        return dict(resumed.state.values["branch_point"])
+    if origin is not None and origin.state is not None:
+        values = origin.state.values
+        return {"step": values["step"], "consumed": values["cursor"]["consumed"]}
+    return {"step": 0, "consumed": {}}
+
+
+def fingerprints(datasets: Mapping[str, Dataset]) -> dict[str, str]:
+    return {name: dataset.fingerprint for name, dataset in datasets.items()}
+
+
+def check_fingerprints(state: TrainingState, datasets: Mapping[str, Dataset], where: Path) -> None:
+    """A cursor counts windows of one dataset; in another it would point anywhere."""
+    for name, recorded in state.values["datasets"].items():
+        if name in datasets and datasets[name].fingerprint != recorded:
+            raise UserError(
+                f"datasets.{name}: {datasets[name].path} is not the data that {where} was trained "
+                "on (its fingerprint differs); give the new data another name under datasets, and "
+                "it is read from its beginning"
+            )
+
+
+def _open_datasets(
+    recipe: Recipe, allow_declared: bool
+) -> tuple[dict[str, Dataset], dict[str, SourceSize]]:
+    datasets: dict[str, Dataset] = {}
+    sizes: dict[str, SourceSize] = {}
+    for name, source in recipe.datasets.items():
+        path = Path(source.path)
+        if path.exists():
+            datasets[name] = open_dataset(path)
+            sizes[name] = SourceSize(datasets[name].train.num_tokens, declared=False)
+        elif not allow_declared:
+            raise UserError(
+                f"datasets.{name}: there is no data at {source.path}; make it with `llamita data "
+                f"build SOURCE… --out {source.path} --tokenizer DIR`, or point elsewhere with "
+                f"--set datasets.{name}.path=DIR"
+            )
+        elif source.tokens is None:
+            raise UserError(
+                f"datasets.{name}: there is no data at {source.path}, and the recipe declares no "
+                f"token count to plan with; add --set datasets.{name}.tokens=1e9"
+            )
+        else:
+            sizes[name] = SourceSize(source.tokens, declared=True)
+    return datasets, sizes
+
+
+def _common_tokenizer(datasets: Mapping[str, Dataset]) -> Tokenizer | None:
+    first: str | None = None
+    for name, dataset in datasets.items():
+        if first is None:
+            first = name
+        elif (
+            dataset.manifest.tokenizer.fingerprint != datasets[first].manifest.tokenizer.fingerprint
+        ):
+            raise UserError(
+                f"datasets.{name} ({dataset.path}) and datasets.{first} ({datasets[first].path}) "
+                "were built with different tokenizers; build them again with the same --tokenizer"
+            )
+    return None if first is None else load_tokenizer(datasets[first].path / TOKENIZER_DIRECTORY)
+
+
+def _model_from_scratch(
+    recipe: Recipe, tokenizer: Tokenizer | None
+) -> tuple[ModelConfig, Parametrization]:
+    assert recipe.model is not None
+    parametrization: Parametrization = "llama"
+    changes: dict[str, Any] = {}
+    if isinstance(recipe.model, str):
+        base = preset(recipe.model)
+        config, parametrization = base.config, base.parametrization
+    else:
+        changes = dict(recipe.model)
+        named = changes.pop("preset", None)
+        if named is not None:
+            base = preset(named)
+            parametrization = base.parametrization
+            if "hidden_size" in changes or "num_attention_heads" in changes:
+                changes.setdefault("head_dim", None)
+            config = base.config.replace(**changes)
+        elif "model_type" in changes:
+            config = ModelConfig.from_huggingface(changes)
+        else:
+            if "vocab_size" not in changes and tokenizer is not None:
+                changes["vocab_size"] = tokenizer.vocab_size
+            config = ModelConfig(**changes)
+    if tokenizer is not None:
+        stated = "vocab_size" in recipe.model if isinstance(recipe.model, dict) else False
+        if stated and config.vocab_size < tokenizer.vocab_size:
+            raise UserError(
+                f"model.vocab_size {config.vocab_size:,} is smaller than the data's vocabulary of "
+                f"{tokenizer.vocab_size:,} tokens; leave it out and it follows the tokenizer"
+            )
+        config = config.replace(
+            vocab_size=config.vocab_size if stated else tokenizer.vocab_size,
+            bos_token_id=tokenizer.bos_id,
+            eos_token_id=tokenizer.eos_id,
+            pad_token_id=tokenizer.pad_id,
+        )
+    return config, recipe.parametrization or parametrization
+
+
+def _open_checkpoint(directory: Path) -> Origin:
+    verify_checkpoint(directory)
+    return Origin(directory, load_training_state(directory))
+
+
+def _open_origin(recipe: Recipe) -> Origin | None:
+    """What `start_from` names; of a whole run, its newest checkpoint."""
+    if recipe.start_from is None:
+        return None
+    directories = step_directories(Path(recipe.start_from))
+    directory = directories[max(directories)] if directories else locate(recipe.start_from)
+    if has_training_state(directory):
+        origin = _open_checkpoint(directory)
+        return Origin(directory, None) if recipe.fresh_optimizer else origin
+    if recipe.fresh_optimizer:
+        raise UserError(
+            f"fresh_optimizer has no effect: {directory} carries no optimizer state anyway"
+        )
+    return Origin(directory, None)
+
+
+def _check_tokenizer(directory: Path, config: ModelConfig, tokenizer: Tokenizer) -> None:
+    """The data must have been encoded with the model's own tokenizer."""
+    if load_tokenizer(directory).fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"the data were built with another tokenizer than that of {directory}; build them "
+            f"again with --tokenizer {directory}"
+        )
+    if config.vocab_size < tokenizer.vocab_size:
+        raise UserError(
+            f"{directory} has {config.vocab_size:,} embeddings for a tokenizer of "
+            f"{tokenizer.vocab_size:,} tokens; its config.json and tokenizer.json do not match"
+        )
