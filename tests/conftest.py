@@ -15,3 +15,11 @@ def shared_dir() -> Path:
     if not SHARED.is_dir():
         pytest.skip("there is no folder ../shared beside the repository with the shared test data")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two small datasets of one tokenizer, `prose` and `code`."""
+    from tests.training.helpers import build_tiny_data
+
+    return build_tiny_data(tmp_path_factory.mktemp("tiny-data"))

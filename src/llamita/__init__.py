@@ -1,3 +1,49 @@
-"""llamita: the whole life of a small language model in one tool."""
+"""llamita: the whole life of a small language model in one tool.
+
+Every verb of the command line is a function here, loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llamita.data.build import build_data as build_data
+    from llamita.data.show import show_data as show_data
+    from llamita.data.tokenizer import load_tokenizer as load_tokenizer
+    from llamita.data.tokenizer_training import train_tokenizer as train_tokenizer
+    from llamita.errors import UserError as UserError
+    from llamita.inference.writing import generate as generate
+    from llamita.model.huggingface import load_model as load_model
+    from llamita.reporting.information import info as info
+    from llamita.starter.quickstart import quickstart as quickstart
+    from llamita.training.run import train as train
 
 __version__ = "0.1.0"
+
+_WHERE = {
+    "UserError": "llamita.errors",
+    "build_data": "llamita.data.build",
+    "generate": "llamita.inference.writing",
+    "info": "llamita.reporting.information",
+    "load_model": "llamita.model.huggingface",
+    "load_tokenizer": "llamita.data.tokenizer",
+    "quickstart": "llamita.starter.quickstart",
+    "show_data": "llamita.data.show",
+    "train": "llamita.training.run",
+    "train_tokenizer": "llamita.data.tokenizer_training",
+}
+__all__ = ["__version__", *_WHERE]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'llamita' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_WHERE[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_WHERE})

@@ -12,7 +12,23 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from llamita.data.tokenizer import Tokenizer
 
-WORDS = "the a model learns to write short and plain text from what people wrote before".split(" ")
+WORDS = [
+    "the",
+    "a",
+    "model",
+    "learns",
+    "to",
+    "write",
+    "short",
+    "and",
+    "plain",
+    "text",
+    "from",
+    "what",
+    "people",
+    "wrote",
+    "before",
+]
 
 
 def sentences(seed: int, count: int) -> str:

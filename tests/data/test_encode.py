@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import itertools
 import json
@@ -56,15 +57,17 @@ def test_byte_level_ids(name: str) -> None:
 def test_byte_level_ids_of_every_character_in_context(name: str) -> None:
     # each character of the first plane between a letter, a space and a digit
     every = [chr(code) for code in (*range(0xD800), *range(0xE000, 0x10000))]
-    texts = ["".join(f"a{char} {char}1" for char in part) for part in itertools.batched(every, 512)] \
-        if hasattr(itertools, "batched") else [
-            "".join(f"a{char} {char}1" for char in every[place : place + 512])
-            for place in range(0, len(every), 512)
-        ]
+    texts = [
+        "".join(f"a{char} {char}1" for char in every[place : place + 512])
+        for place in range(0, len(every), 512)
+    ]
     assert_same(with_pre_tokenizer(name), texts)
 
 
-ENCODERS = {name: with_pre_tokenizer(name) for name in PRE_TOKENIZERS}
+@functools.cache
+def encoders() -> list[tuple[FastEncoder, Tokenizer]]:
+    made = [with_pre_tokenizer(name) for name in PRE_TOKENIZERS]
+    return [(FastEncoder(tokenizer, np.dtype("<u2")), tokenizer) for tokenizer in made]
 
 
 @settings(max_examples=150, deadline=None)
@@ -75,8 +78,8 @@ ENCODERS = {name: with_pre_tokenizer(name) for name in PRE_TOKENIZERS}
     )
 )
 def test_byte_level_ids_of_any_text(text: str) -> None:
-    for tokenizer in ENCODERS.values():
-        assert_same(tokenizer, [text])
+    for encoder, tokenizer in encoders():
+        assert encoder([text])[0].tolist() == tokenizer.encode(text)
 
 
 def test_llama2_ids(shared_dir: Path) -> None:
@@ -85,6 +88,32 @@ def test_llama2_ids(shared_dir: Path) -> None:
     with gzip.open(file, "rt", encoding="utf-8") as lines:
         texts = [json.loads(line)["text"] for line in itertools.islice(lines, 20)]
     assert_same(tokenizer, [*HARD, *texts])
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.text(st.sampled_from(" ▁\n\t\r09aéZ.,)»”²日🙂_-'\"</s>"), max_size=40))
+def test_llama2_ids_of_any_text(shared_dir: Path, text: str) -> None:
+    encoder, tokenizer = llama2(shared_dir)
+    assert encoder([text])[0].tolist() == tokenizer.encode(text)
+
+
+@functools.cache
+def llama2(shared: Path) -> tuple[FastEncoder, Tokenizer]:
+    tokenizer = load_tokenizer(shared / "data/tokenizers/llama2")
+    return FastEncoder(tokenizer, np.dtype("<u2")), tokenizer
+
+
+@pytest.mark.parametrize("merged", [("a", "."), (".", "a"), ("1", "1"), ("1", "."), ("é", ".")])
+def test_words_are_not_cut_where_a_token_spans(merged: tuple[str, str]) -> None:
+    vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)}
+    vocabulary |= {token: 256 + place for place, token in enumerate("aé.1▁")}
+    vocabulary |= {"".join(merged): 261, "<unk>": 262}
+    model = tokenizers.models.BPE(
+        vocabulary, [merged], unk_token="<unk>", byte_fallback=True, fuse_unk=True
+    )
+    backend = tokenizers.Tokenizer(model)
+    backend.normalizer = tokenizers.normalizers.Replace(" ", "▁")
+    assert_same(Tokenizer(backend.to_str()), ["a.a 1.1 11 .a1 é.é a", "".join(merged) * 3])
 
 
 def test_a_full_table_is_emptied(monkeypatch: pytest.MonkeyPatch) -> None:

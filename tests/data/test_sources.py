@@ -50,6 +50,14 @@ def test_a_folder_is_walked_in_order_and_binaries_are_ignored(tmp_path: Path) ->
     assert read_texts(root) == ["three", "one", "two"]
 
 
+def test_built_datasets_in_a_folder_are_no_sources(tmp_path: Path) -> None:
+    (tmp_path / "data/mine").mkdir(parents=True)
+    (tmp_path / "data/mine/manifest.json").write_text("{}")
+    (tmp_path / "data/mine/train-00000.ds.index").write_bytes(b"")
+    (tmp_path / "a.txt").write_text("text")
+    assert [file.path.name for file in list_sources(tmp_path).files] == ["a.txt"]
+
+
 def test_globs_and_files_are_listed_once(tmp_path: Path) -> None:
     for name in ("x.txt", "y.txt", "z.md"):
         (tmp_path / name).write_text(name)

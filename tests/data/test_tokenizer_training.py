@@ -174,8 +174,10 @@ def test_sentencepiece_models_give_their_own_ids(tmp_path: Path, options: dict[s
     peer = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     loaded = load_tokenizer(tmp_path)
     for text in [*sentences(6, 20).splitlines(), "  New  words, 日本 🙂\tthe end "]:
-        assert loaded.encode(text) == peer.encode(text)
-        assert loaded.decode(loaded.encode(text)).strip() == peer.decode(peer.encode(text)).strip()
+        ids = peer.encode(text)
+        assert loaded.encode(text) == ids
+        if peer.unk_id() not in ids:  # sentencepiece writes the unknown token as ⁇
+            assert loaded.decode(ids) == peer.decode(ids)
     assert (loaded.bos_id, loaded.eos_id) == (peer.bos_id(), peer.eos_id())
     assert loaded.encode_prompt("the") == [peer.bos_id(), *peer.encode("the")]
 

@@ -22,12 +22,17 @@ def exclusive(out: Path, what: str) -> Iterator[None]:
     """Hold the lock of `out` (a hidden file beside it) against a second process.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds it, or the place cannot be written.
     """
     lock = out.with_name(f".{out.name}.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise UserError(
+                f"{out} cannot be written ({error.strerror}); name another --out."
+            ) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -33,7 +33,7 @@ from llamita.data.reuse import (
     find_reusable,
     fingerprint_of,
     listing_text,
-    update_licence,
+    relabelled,
 )
 from llamita.data.shard_writer import SplitWriter
 from llamita.data.sources import SourceFile, SourceList, list_sources
@@ -133,16 +133,17 @@ def build_data(
     report = progress or (lambda _: None)
     listed = list_sources(sources)
     record = _tokenizer_record(tokenizer)
+    name = name or out.resolve().name
     with exclusive(out, "dataset"):
         manifest = find_reusable(out, listed, record, settings)
         if manifest is not None:
-            if any(source.licence != licence for source in manifest.sources):
-                manifest = update_licence(out, manifest, licence)
+            manifest = relabelled(out, manifest, name, licence)
+            _keep_tokenizer(out / TOKENIZER_DIRECTORY, tokenizer)
             report(_whole(manifest, listed, f"{out} is up to date: nothing changed, reused."))
             return manifest
         with fresh_directory(building_directory(out)) as directory:
             build = _Build(listed, directory, tokenizer, settings, num_workers, report)
-            manifest = build.run(name or out.resolve().name, licence)
+            manifest = build.run(name, licence)
             publish(directory, out)
         report(_whole(manifest, listed, f"{out} is built."))
         return manifest
@@ -401,7 +402,10 @@ def _num_workers(wanted: int | None, sources: SourceList) -> int:
     size = sum(file.size * (4 if file.compression else 1) for file in sources.files)
     if size <= _SMALL_BYTES:
         return 0
-    return min(len(os.sched_getaffinity(0)), math.ceil(size / _SMALL_BYTES))
+    # macOS has no affinity
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return min(cores, math.ceil(size / _SMALL_BYTES))
 
 
 def _tokenizer_record(tokenizer: Tokenizer) -> TokenizerRecord:
@@ -411,6 +415,19 @@ def _tokenizer_record(tokenizer: Tokenizer) -> TokenizerRecord:
         bos_id=tokenizer.bos_id,
         eos_id=tokenizer.eos_id,
     )
+
+
+def _keep_tokenizer(directory: Path, tokenizer: Tokenizer) -> None:
+    """Write what may differ between tokenizers that make the same tokens."""
+    try:
+        kept = load_tokenizer(directory)
+    except UserError:
+        kept = None
+    if kept is None or (kept.pad_id, kept.chat_template) != (
+        tokenizer.pad_id,
+        tokenizer.chat_template,
+    ):
+        tokenizer.save(directory)
 
 
 def _source_records(sources: SourceList, licence: str | None) -> tuple[SourceRecord, ...]:

@@ -26,6 +26,7 @@ from llamita.data.tokenizer import Tokenizer
 _SPACE = "▁"
 _CACHED_WORDS = 1 << 17  # with about 200 bytes each: 25 MiB a worker
 _CACHED_LENGTH = 64
+_BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 _PLANE = 1 << 16
 _BEYOND_PLANE = re.compile("[\U00010000-\U0010ffff]")
 
@@ -109,7 +110,7 @@ def _cutter(tokenizer: Tokenizer) -> tuple[Cut | None, Any]:
         return _expression_cut(name), _bare(specification, byte_level=True)
     prefix = _space_mark_prefix(specification)
     if prefix is not None:
-        return _space_mark_cut(prefix), _bare(specification, byte_level=False)
+        return _space_mark_cut(prefix, specification), _bare(specification, byte_level=False)
     return None, None
 
 
@@ -162,7 +163,6 @@ def _space_mark_prefix(specification: Mapping[str, Any]) -> str | None:
     """What the normalizer puts in front ("" or the space mark) if words can be cut at space marks
     and line ends, else `None`."""
     model = specification["model"]
-    vocabulary = model["vocab"]
     normalizer = specification.get("normalizer") or {}
     steps = normalizer.get("normalizers") or [normalizer]
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
@@ -172,16 +172,38 @@ def _space_mark_prefix(specification: Mapping[str, Any]) -> str | None:
     # With a token for every byte nothing is unknown, so that unknown neighbours cannot fuse.
     if not model.get("byte_fallback") or model.get("ignore_merges"):
         return None
-    if any(f"<0x{byte:02X}>" not in vocabulary for byte in range(256)):
+    if any(f"<0x{byte:02X}>" not in model["vocab"] for byte in range(256)):
         return None
-    spanning = re.compile(f"[^{_SPACE}]{_SPACE}|.\n|\n.", re.DOTALL)
-    if any(spanning.search(token) for token in vocabulary):
+    if _is_spanned(f"[^{_SPACE}]{_SPACE}|.\n|\n.", specification):
         return None
     return _SPACE if len(steps) == 2 else ""
 
 
-def _space_mark_cut(prefix: str) -> Cut:
-    find = re.compile(f"{_SPACE}+[^{_SPACE}\n]*|\n+|[^{_SPACE}\n]+").findall
+def _is_spanned(places: str, specification: Mapping[str, Any]) -> bool:
+    """Whether a token that merging can make has one of `places` inside it."""
+    inside = re.compile(places, re.DOTALL)
+    whole = {str(token["content"]) for token in specification.get("added_tokens") or ()}
+    return any(
+        inside.search(token)
+        for token in specification["model"]["vocab"]
+        if token not in whole and not _BYTE_TOKEN.fullmatch(token)
+    )
+
+
+def _space_mark_cut(prefix: str, specification: Mapping[str, Any]) -> Cut:
+    """Cut at space marks and line ends; in vocabularies that keep letters, punctuation and single
+    digits apart (Llama 2's does, in ASCII), also between these."""
+    letter, mark, digit = "A-Za-z", "!-/:-@\\[-`{-~", "0-9"
+    places = f"[{letter}][{mark}]|[{mark}][{letter}]|[{digit}][^{_SPACE}]|[^{_SPACE}][{digit}]"
+    expression = f"{_SPACE}+[^{_SPACE}\n]*|\n+|[^{_SPACE}\n]+"
+    if not _is_spanned(places, specification):
+        # a run next to any other character stays with it
+        other = f"[^{letter}{mark}{digit}{_SPACE}\n]"
+        expression = (
+            f"{_SPACE}*[{letter}]++(?!{other})|{_SPACE}*[{mark}]++(?!{other})|{_SPACE}*[{digit}]"
+            f"|{_SPACE}*[^{_SPACE}{digit}\n]+|\n+|{_SPACE}+"
+        )
+    find = re.compile(expression).findall
 
     def cut(text: str) -> list[str] | None:
         return find(prefix + text.replace(" ", _SPACE)) if text else []

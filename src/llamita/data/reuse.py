@@ -93,11 +93,13 @@ def find_reusable(
     return manifest
 
 
-def update_licence(out: Path, manifest: Manifest, licence: str | None) -> Manifest:
-    """The manifest with another licence, written in place of the old one."""
+def relabelled(out: Path, manifest: Manifest, name: str, licence: str | None) -> Manifest:
+    """The manifest with this name and licence, written if it had others: no token depends on
+    them."""
     sources = tuple(source.model_copy(update={"licence": licence}) for source in manifest.sources)
-    changed = manifest.model_copy(update={"sources": sources})
-    replace_synced(out / MANIFEST_NAME, changed.model_dump_json(indent=2) + "\n")
+    changed = manifest.model_copy(update={"name": name, "sources": sources})
+    if changed != manifest:
+        replace_synced(out / MANIFEST_NAME, changed.model_dump_json(indent=2) + "\n")
     return changed
 
 

@@ -57,9 +57,10 @@ def list_sources(sources: str | Path | Sequence[str | Path]) -> SourceList:
     """Resolve sources to files.
 
     Args:
-        sources: folders (walked; hidden entries are skipped; files whose names are not known as
-            text are looked into and ignored when binary), globs, or files. `.jsonl` and `.ndjson`
-            hold one record a line, everything else is text; both may end in `.gz` or `.zst`.
+        sources: folders (walked; hidden entries and built datasets are skipped; files whose names
+            are not known as text are looked into and ignored when binary), globs, or files.
+            `.jsonl` and `.ndjson` hold one record a line, everything else is text; both may end in
+            `.gz` or `.zst`.
 
     Raises:
         UserError: no sources; one is missing, matches nothing, holds no text, or is unreadable.
@@ -100,6 +101,9 @@ def _walk(folder: Path, ignored: list[str]) -> Iterator[tuple[Path, str]]:
 
     root = folder.resolve().name
     for parent, folders, files in os.walk(folder, onerror=refuse):
+        if any(name.endswith(".ds.index") for name in files):
+            folders.clear()  # a built dataset: its manifest and tokenizer are no text
+            continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             place = Path(parent) / name

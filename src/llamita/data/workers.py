@@ -93,6 +93,24 @@ class _Pool:
 
     def _run(self, block: Block) -> EncodedBlock:
         worker = self._idle.get()
+        try:
+            answer = self._exchange(worker, block)
+        finally:
+            # a dead one too, or the next thread would wait for it for ever
+            self._idle.put(worker)
+        if answer is None:
+            raise RuntimeError(
+                f"a worker process ended with status {worker.wait()} while encoding "
+                f"{block.parts[0].name if block.parts else 'a block'}; a negative status is a "
+                "signal, -9 usually means that memory ran out (use fewer workers)."
+            )
+        if isinstance(answer, Exception):
+            raise answer
+        assert isinstance(answer, EncodedBlock)
+        return answer
+
+    def _exchange(self, worker: subprocess.Popen[bytes], block: Block) -> Any:
+        """The worker's answer, `None` if it is dead."""
         assert worker.stdin is not None
         assert worker.stdout is not None
         try:
@@ -100,20 +118,9 @@ class _Pool:
                 _send(worker.stdin, self._settings)
                 self._started.add(worker.pid)
             _send(worker.stdin, block)
-            answer = _receive(worker.stdout)
+            return _receive(worker.stdout)
         except BrokenPipeError:
-            answer = None
-        if answer is None:
-            raise RuntimeError(
-                f"a worker process ended with status {worker.wait()} while encoding "
-                f"{block.parts[0].name if block.parts else 'a block'}; a negative status is a "
-                "signal, -9 usually means that memory ran out (use fewer workers)."
-            )
-        self._idle.put(worker)
-        if isinstance(answer, Exception):
-            raise answer
-        assert isinstance(answer, EncodedBlock)
-        return answer
+            return None
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)

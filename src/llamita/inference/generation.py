@@ -104,7 +104,9 @@ def stream_text(tokenizer: Tokenizer, ids: Iterator[int]) -> Iterator[str]:
     special = tokenizer.special_ids
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for token in ids:
-        piece = decoder.decode(b"" if token in special else table[token])
+        # A model may have more rows than its tokenizer has tokens; those are no text.
+        known = token < len(table) and token not in special
+        piece = decoder.decode(table[token] if known else b"")
         if piece:
             yield piece
     rest = decoder.decode(b"", final=True)
@@ -112,7 +114,7 @@ def stream_text(tokenizer: Tokenizer, ids: Iterator[int]) -> Iterator[str]:
         yield rest
 
 
-def generate(
+def continue_prompt(
     model: Decoder,
     tokenizer: Tokenizer,
     prompt: str,

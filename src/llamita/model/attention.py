@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llamita.model import blocked_attention
+
 
 def document_mask(documents: Tensor) -> Tensor:
     """(B, T) document numbers to a boolean mask (B, 1, T, T), true where a query may look.
@@ -52,6 +54,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Any = None
         out = flex_attention(q, k, v, block_mask=mask, scale=scale, enable_gqa=grouped)
         assert isinstance(out, Tensor)
         return out
+    if blocked_attention.applies(q, k, mask):
+        return blocked_attention.blocked_attention(q, k, v, scale=scale, mask=mask)
     length, held = q.shape[2], k.shape[2]
     causal = mask is None and length == held
     if mask is None and 1 < length < held:

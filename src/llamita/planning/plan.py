@@ -114,10 +114,10 @@ def make_plan(
                     f"datasets.{name}: {sizes[name].tokens:,} training tokens are too few for one "
                     f"window of {length:,} + 1; add text, or shorten sequence_length"
                 )
+            before = _epochs(read, name, sizes[name].tokens)
             key = f"{name}@{length}"
-            before = read.get(key, 0)
-            read[key] = before + round(num_steps * (batch // length) * share)
-            epochs[name] = (before / windows, read[key] / windows)
+            read[key] = read.get(key, 0) + round(num_steps * (batch // length) * share)
+            epochs[name] = (before, _epochs(read, name, sizes[name].tokens))
             if limit_epochs:
                 _refuse_repetition(recipe, index, name, epochs[name][1])
         rate = stage.learning_rate or recipe.optimizer.learning_rate
@@ -125,6 +125,16 @@ def make_plan(
     return TrainingPlan(
         recipe, config, parametrization, tuple(stages), sizes, first_step, dict(consumed or {})
     )
+
+
+def _epochs(read: Mapping[str, int], name: str, tokens: int) -> float:
+    """How often a dataset has been read, by windows of whatever lengths."""
+    epochs = 0.0
+    for key, count in read.items():
+        source, _, length = key.rpartition("@")
+        if source == name:
+            epochs += count / max(1, (tokens - 1) // int(length))
+    return epochs
 
 
 def _refuse_repetition(recipe: Recipe, index: int, name: str, epochs: float) -> None:
@@ -155,7 +165,7 @@ def describe(plan: TrainingPlan) -> list[str]:
         ),
         (
             f"  training    {tokens(plan.tokens)} tokens in {plan.num_steps:,} steps, "
-            f"{plan.tokens / total:.3g} tokens per parameter, {metric(plan.flops, 'FLOP')} in all"
+            f"{plan.tokens / total:.3g} tokens per parameter, {plan.flops:.3g} FLOP in all"
         ),
     ]
     lengths = sorted({stage.sequence_length for stage in plan.stages})

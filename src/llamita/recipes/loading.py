@@ -43,14 +43,15 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.012345
 
 def parse_yaml(text: str, where: str) -> Any:
     """Parse YAML with readable errors. `where` names the text in them."""
-    loader = _Loader(text)
-    loader.name = where
     try:
-        return loader.get_single_data()
+        loader = _Loader(text)
+        loader.name = where
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
     except yaml.YAMLError as error:
         raise UserError(f"{where} is not valid YAML: {error}") from error
-    finally:
-        loader.dispose()
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -76,12 +77,28 @@ def load_recipe(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
                 f"(there are {', '.join(shipped)}).{did_you_mean(str(recipe), shipped)}"
             )
         path = shipped[str(recipe)]
-    data = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe {path} cannot be read: {error}") from error
+    data = parse_yaml(text, str(path))
     if not isinstance(data, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys, not {type(data).__name__}")
     for override in overrides:
         apply_override(data, override)
     return check_recipe(data, str(path))
+
+
+def override_recipe(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
+    """A recipe with `key.path=value` overrides.
+
+    Raises:
+        UserError: as `load_recipe`.
+    """
+    data = recipe.model_dump()
+    for override in overrides:
+        apply_override(data, override)
+    return check_recipe(data, f"recipe {recipe.name}")
 
 
 def check_recipe(data: Mapping[str, Any], where: str) -> Recipe:
@@ -100,6 +117,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {override!r}: write KEY=VALUE, as in --set stages.0.tokens=2e9")
     target: Any = data
     parts = key.split(".")
+    _spell_out(data, parts)
     for depth, part in enumerate(parts):
         last = depth == len(parts) - 1
         slot: int | str = part
@@ -123,11 +141,23 @@ def apply_override(data: dict[str, Any], override: str) -> None:
             target = target[int(part)]
 
 
+def _spell_out(data: dict[str, Any], parts: Sequence[str]) -> None:
+    """Where a recipe wrote a preset or a dataset by its mere name and a key below is set."""
+    if len(parts) > 1 and parts[0] == "model" and isinstance(data.get("model"), str):
+        data["model"] = {"preset": data["model"]}
+    datasets = data.get("datasets")
+    if len(parts) < 3 or parts[0] != "datasets" or not isinstance(datasets, dict):
+        return
+    if isinstance(datasets.get(parts[1]), str):
+        datasets[parts[1]] = {"path": datasets[parts[1]]}
+
+
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML, every default written out."""
 
     class Dumper(yaml.SafeDumper):
-        pass
+        # Quotes what our loader, and not YAML 1.1, would take for a number.
+        yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
     Dumper.add_representer(tuple, lambda d, v: d.represent_sequence("tag:yaml.org,2002:seq", v))
     data = recipe.model_dump(mode="python")

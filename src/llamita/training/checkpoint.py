@@ -23,11 +23,13 @@ from typing import Any
 
 from torch import Tensor
 
+from llamita.architecture.presets import Parametrization
 from llamita.errors import UserError
 
 _STEP = re.compile(r"step-(\d+)")
 COMPLETE = "training/complete.json"
 STATE = "state.json"
+PROVENANCE = "provenance.json"
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ def write_directory(
         record: file in `training/` that holds the state's values. Only under the default name is
             the directory one that training can go on from.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     temporary = target.with_name(target.name + ".tmp")
@@ -103,10 +106,10 @@ def write_directory(
             _sync(path)
         _sync(temporary / "training")
         _sync(temporary)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors tells a full disk in its own way
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
-            f"could not write the checkpoint {target}: {error.strerror or error}. Earlier "
+            f"could not write the checkpoint {target}: {error}. Earlier "
             "checkpoints are untouched; free some space and run the same command again"
         ) from error
     except BaseException:
@@ -172,8 +175,22 @@ def has_training_state(directory: Path) -> bool:
     return (directory / "training" / STATE).is_file()
 
 
+def recorded_parametrization(directory: Path) -> Parametrization:
+    """That of the run which wrote this model; `llama` for models from elsewhere."""
+    for record in (STATE, PROVENANCE):
+        path = directory / "training" / record
+        if path.is_file():
+            found: Parametrization = json.loads(path.read_text())["parametrization"]
+            return found
+    return "llama"
+
+
 def clean_up(run: Path) -> None:
-    """Remove what a crash during a save left half-written."""
+    """Remove what a crash during a save left half-written; put back what it had moved aside."""
+    for path in run.glob("*.old.tmp"):
+        target = path.with_name(path.name.removesuffix(".old.tmp"))
+        if not target.exists():
+            path.rename(target)
     for path in [*run.glob("step-*.tmp"), *run.glob("final*.tmp")]:
         shutil.rmtree(path)
 

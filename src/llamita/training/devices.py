@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from llamita.errors import UserError
+from llamita.model.devices import choose_device, synchronize
 from llamita.planning.quantities import duration, metric
 from llamita.recipes.schema import Runtime
 
@@ -70,23 +71,6 @@ def choose_compute(
     return Compute(device, getattr(torch, wanted), compiled, rate, tuple(reasons))
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA, else MPS, else the CPU."""
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"device {name!r} cannot be used here: {reason}; write cpu, cuda, mps or auto"
-        ) from error
-    return device
-
-
 def _choose_compile(wanted: str, device: torch.device, seconds: float) -> tuple[bool, str]:
     obstacle = _compile_obstacle(device)
     if wanted == "never":
@@ -130,13 +114,6 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 2048) -> f
         if attempt >= 3 and spent > 0.3:
             break
     return 2 * size**3 / best
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 def memory_used(device: torch.device) -> int:

@@ -14,14 +14,13 @@ from llamita.data.tokenizer import Tokenizer
 from llamita.errors import UserError
 from llamita.model.huggingface import load_state, save_model
 from llamita.training.checkpoint import (
+    PROVENANCE,
     TrainingState,
     load_training_state,
     step_directories,
     write_directory,
 )
 from llamita.training.preparation import Preparation
-
-PROVENANCE = "provenance.json"
 
 
 def write_model(
@@ -50,6 +49,7 @@ def write_final(preparation: Preparation, run: Path) -> Path:
         "step": values["step"],
         "tokens": values["tokens"],
         "dtype": recipe.checkpoints.final_dtype,
+        "parametrization": values["parametrization"],
         "datasets": values["datasets"],
         "validation": values["validation"],
     }

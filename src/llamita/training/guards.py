@@ -78,8 +78,9 @@ class StepGuard:
         }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
+        """Put back what `state` gave; if the window's length was changed, history starts anew."""
+        if state["history"].shape != self.history.shape:
+            self.reset()
+            return
         for name, tensor in self.state().items():
-            saved = state[name]
-            if saved.shape == tensor.shape:
-                tensor.copy_(saved)
-            # else: the window's length was changed on resume, and history starts anew
+            tensor.copy_(state[name])

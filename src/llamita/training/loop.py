@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from llamita.architecture.counts import flops_per_token
 from llamita.data.batch import Batch, Cursor, StageData
 from llamita.errors import UserError
-from llamita.inference.generation import Sampling, generate
+from llamita.inference.generation import Sampling, continue_prompt
 from llamita.inference.scoring import HeldOut, Score, held_out, score_text
 from llamita.model.decoder import Decoder
+from llamita.model.devices import synchronize
 from llamita.planning.plan import StagePlan
 from llamita.training.checkpoint import (
     TrainingState,
@@ -25,7 +26,7 @@ from llamita.training.checkpoint import (
     save_checkpoint,
     step_directories,
 )
-from llamita.training.devices import Compute, memory_used, synchronize
+from llamita.training.devices import Compute, memory_used
 from llamita.training.final import write_model
 from llamita.training.guards import StepGuard
 from llamita.training.objective import Objective, build_objective
@@ -158,7 +159,6 @@ class Trainer:
                     if position.stage_step == 0:
                         self._enter_stage(stage)
                     self._run_stage(stage, pool)
-                    self._leave_stage(stage)
                 if position.stage + 1 == len(stages):
                     return
                 position.stage += 1
@@ -228,10 +228,13 @@ class Trainer:
     def _after_step(self, stage: StagePlan) -> None:
         recipe, position = self.recipe, self.position
         stopping = self.world.any(self.should_stop())
+        ending = position.stage_step == stage.num_steps
         named = recipe.checkpoints.final == f"step-{position.step}"
-        saving = named or self._due(recipe.checkpoints.every_steps)
-        validating = self._due(recipe.validation.every_steps) or (
-            saving and recipe.checkpoints.final == "best"
+        saving = named or ending or self._due(recipe.checkpoints.every_steps)
+        validating = (
+            ending
+            or self._due(recipe.validation.every_steps)
+            or (saving and recipe.checkpoints.final == "best")
         )
         sampling = self._due(recipe.samples.every_steps)
         if stopping or saving or validating or self._due(recipe.runtime.log_every_steps):
@@ -240,9 +243,12 @@ class Trainer:
             self._validate()
         if sampling:
             self._sample()
+        if ending:
+            self._tell_mixture(stage)
         if saving or stopping:
-            self._save(keep=named or self._due(recipe.checkpoints.keep_every_steps))
-        if stopping:
+            # A stage's end is kept for good: it is what branches start from.
+            self._save(keep=named or ending or self._due(recipe.checkpoints.keep_every_steps))
+        if stopping and position.step < self.last_step:
             raise Interrupted
 
     def _due(self, every: int | None) -> bool:
@@ -265,9 +271,8 @@ class Trainer:
         self.position.cursor = self.position.cursor.enter_stage()
         self.events.write("stage", step=self.position.step, name=stage.stage.name)
 
-    def _leave_stage(self, stage: StagePlan) -> None:
-        """Say what the stage read, and keep its end for good: it is what branches start from."""
-        self._report()
+    def _tell_mixture(self, stage: StagePlan) -> None:
+        """What the stage asked for and what it read."""
         data, position = self.stage_data(stage), self.position
         realised, epochs = data.realised(position.cursor), data.epochs(position.cursor)
         self.events.write(
@@ -283,9 +288,6 @@ class Trainer:
             for name, asked in stage.stage.mixture.items()
         )
         self.say(f"stage {stage.stage.name} done: {shares}")
-        if position.validation is None or position.validation["step"] != position.step:
-            self._validate()
-        self._save(keep=True)
 
     # -- what the run says ------------------------------------------------------------------
 
@@ -405,7 +407,7 @@ class Trainer:
         for prompt in settings.prompts:
             # Every length is another shape: eager here, or each would be compiled.
             with torch.compiler.set_stance("force_eager"):
-                pieces = generate(
+                pieces = continue_prompt(
                     self.model,
                     tokenizer,
                     prompt,
@@ -418,8 +420,6 @@ class Trainer:
 
     def _save(self, *, keep: bool = False) -> None:
         position, settings = self.position, self.recipe.checkpoints
-        if self._saved_at == position.step and not (keep and position.step not in position.kept):
-            return
         if keep and position.step not in position.kept:
             position.kept.append(position.step)
         validation = position.validation

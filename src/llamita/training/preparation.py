@@ -21,6 +21,7 @@ from llamita.training.checkpoint import (
     TrainingState,
     has_training_state,
     load_training_state,
+    recorded_parametrization,
     step_directories,
     verify_checkpoint,
 )
@@ -81,11 +82,9 @@ def prepare(
         config, parametrization = _model_from_scratch(recipe, tokenizer)
     else:
         config = read_config(source.directory)
-        saved: Parametrization = "llama"
         if source.state is not None:
-            saved = source.state.values["parametrization"]
             check_fingerprints(source.state, datasets, source.directory)
-        parametrization = recipe.parametrization or saved
+        parametrization = recipe.parametrization or recorded_parametrization(source.directory)
         if tokenizer is not None:
             _check_tokenizer(source.directory, config, tokenizer)
     branch = _branch_point(resumed, origin)
@@ -97,7 +96,24 @@ def prepare(
         consumed=branch["consumed"],
         first_step=branch["step"],
     )
+    _check_final(recipe, plan, datasets)
     return Preparation(recipe, plan, datasets, tokenizer, resumed, origin)
+
+
+def _check_final(recipe: Recipe, plan: TrainingPlan, datasets: Mapping[str, Dataset]) -> None:
+    """What `final/` is to be made from must come about, or days of training end in an error."""
+    final = recipe.checkpoints.final
+    first, last = plan.first_step, plan.first_step + plan.num_steps
+    if final.startswith("step-") and not first < int(final.removeprefix("step-")) <= last:
+        raise UserError(
+            f"checkpoints.final: {final} is not among the steps that this recipe takes "
+            f"({first + 1:,} to {last:,}); name one of them, or write last or best"
+        )
+    if final == "best" and datasets and not any(d.validation.num_tokens for d in datasets.values()):
+        raise UserError(
+            "checkpoints.final: best needs held-out text to choose by, and no dataset has any; "
+            "write last, or build the data with a --validation share"
+        )
 
 
 def _branch_point(resumed: Origin | None, origin: Origin | None) -> dict[str, Any]:

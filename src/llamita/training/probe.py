@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import torch
 
+from llamita.model.devices import synchronize
 from llamita.planning.quantities import duration
-from llamita.training.devices import synchronize
 from llamita.training.loop import Trainer
 from llamita.training.objective import build_objective
 

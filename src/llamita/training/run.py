@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import platform
 import shlex
@@ -23,11 +24,12 @@ from llamita.architecture.memory import training_memory
 from llamita.data.batch import Cursor
 from llamita.errors import UserError
 from llamita.model.decoder import Decoder, compile_model
+from llamita.model.devices import choose_device
 from llamita.model.huggingface import load_weights
 from llamita.model.initialization import initialize, learning_rate_multipliers
 from llamita.planning.plan import SourceSize, TrainingPlan, describe, make_plan
 from llamita.planning.quantities import gigabytes
-from llamita.recipes.loading import dump_recipe, load_recipe
+from llamita.recipes.loading import dump_recipe, load_recipe, override_recipe
 from llamita.recipes.schema import Recipe
 from llamita.training.checkpoint import (
     TrainingState,
@@ -35,7 +37,7 @@ from llamita.training.checkpoint import (
     step_directories,
     write_atomically,
 )
-from llamita.training.devices import Compute, choose_compute, choose_device, free_memory
+from llamita.training.devices import Compute, choose_compute, free_memory
 from llamita.training.final import write_final
 from llamita.training.guards import StepGuard
 from llamita.training.loop import Interrupted, Position, Trainer
@@ -97,9 +99,12 @@ def train(
         RunInterrupted: SIGINT or SIGTERM arrived; a checkpoint was written.
     """
     overrides = list(overrides)
-    if start_from is not None:
-        overrides.append(f"start_from={start_from}")
-    resolved = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
+    if start_from is not None:  # in place of the model that the recipe would begin with
+        overrides += ["model=null", f"start_from={json.dumps(str(start_from))}"]
+    if isinstance(recipe, Recipe):
+        resolved = override_recipe(recipe, overrides)
+    else:
+        resolved = load_recipe(recipe, overrides)
     if dry_run:
         plan = prepare(resolved, allow_declared=True).plan
         for line in [*describe(plan), *_describe_memory(plan)]:
@@ -128,22 +133,22 @@ def _train(
     plan, recorded = preparation.plan, preparation.recorded
     position = _position(preparation)
     changed = _check_resume(run, preparation, position) if resume else []
-    if position.stage + 1 == len(plan.stages):
-        if position.stage_step == plan.stages[-1].num_steps:
-            return _already_done(preparation, run, position, say)
+    last = len(plan.stages) - 1
+    if (position.stage, position.stage_step) == (last, plan.stages[last].num_steps):
+        return _already_done(preparation, run, position, world, say)
     for line in describe(plan):
         say(line)
+    if recipe.runtime.threads is not None:
+        torch.set_num_threads(recipe.runtime.threads)
     compute = choose_compute(
         recipe.runtime, plan.flops, recorded=recorded.values if recorded else None
     )
-    if recipe.runtime.threads is not None:
-        torch.set_num_threads(recipe.runtime.threads)
     rows = _micro_batch_size(plan, compute, world, recorded)
     for line in _describe_memory(plan, rows, compute.dtype, world.size):
         say(line)
     for reason in compute.reasons:
         say(f"  compute     {reason}")
-    environment = _environment(compute, rows)
+    environment = _environment(compute, rows, world)
     warnings = _differences(recorded, environment) if recorded else []
     for warning in warnings:
         say(f"  warning     {warning}")
@@ -273,9 +278,16 @@ def _check_resume(run: Path, preparation: Preparation, position: Position) -> li
 
 
 def _already_done(
-    preparation: Preparation, run: Path, position: Position, say: Callable[[str], None]
+    preparation: Preparation,
+    run: Path,
+    position: Position,
+    world: World,
+    say: Callable[[str], None],
 ) -> TrainingResult:
-    final = write_final(preparation, run)
+    final = run / "final"
+    if world.is_main:
+        write_final(preparation, run)
+    world.barrier()
     value = position.validation["bits_per_byte"] if position.validation else None
     say(
         f"{run} is done: {position.step:,} steps. Its model is {final}. To train on, raise the "
@@ -297,7 +309,7 @@ def _differences(recorded: TrainingState, environment: dict[str, Any]) -> list[s
 # -- the ground to stand on -----------------------------------------------------------------------
 
 
-def _environment(compute: Compute, rows: int) -> dict[str, Any]:
+def _environment(compute: Compute, rows: int, world: World) -> dict[str, Any]:
     """What the bits of a run depend on beside its recipe and data."""
     return {
         "device": compute.device.type,
@@ -305,6 +317,7 @@ def _environment(compute: Compute, rows: int) -> dict[str, Any]:
         "compile": compute.compile,
         "micro_batch_size": rows,
         "threads": torch.get_num_threads(),
+        "processes": world.size,
         "torch": torch.__version__,
         "machine": platform.machine(),
     }

@@ -6,14 +6,23 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from llamita.errors import UserError
+
 
 class EventLog:
-    """Appends one JSON object a line. A torn last line from a crash is closed off, not joined."""
+    """Appends one JSON object a line. A torn last line from a crash is closed off, not joined.
+
+    Raises:
+        UserError: the events cannot be written, as on a full disk.
+    """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._file = path.open("a+b")
         self._file.seek(0, os.SEEK_END)
         if self._file.tell():
@@ -23,16 +32,32 @@ class EventLog:
 
     def write(self, kind: str, **fields: Any) -> None:
         event = {"event": kind, "time": round(time.time(), 3), **_finite(fields)}
-        self._file.write(json.dumps(event, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        line = json.dumps(event, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        with self._explained():
+            self._file.write(line)
 
     def flush(self, *, durable: bool = False) -> None:
-        self._file.flush()
-        if durable:
-            os.fsync(self._file.fileno())
+        with self._explained():
+            self._file.flush()
+            if durable:
+                os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self.flush(durable=True)
-        self._file.close()
+        try:
+            self.flush(durable=True)
+        finally:
+            with self._explained():
+                self._file.close()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"could not write {self._path}: {error.strerror or error}. Checkpoints are "
+                "untouched; free some space and run the same command again"
+            ) from error
 
 
 def _finite(value: Any) -> Any:

@@ -1,0 +1,58 @@
+# Everything happens in .venv; each target sets up what it needs.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: help setup quickstart test test-all lint bench lock clean
+
+help:
+	@echo "make setup       install llamita into .venv"
+	@echo "make quickstart  train a small model on the Python installed here (about ten minutes)"
+	@echo "make test        the tests a contributor runs, and the linters"
+	@echo "make test-all    the slow tests too"
+	@echo "make bench       speed beside peers"
+
+setup: .venv/.setup
+quickstart: .venv/.setup
+	$(BIN)/llamita quickstart
+
+test: .venv/.test lint
+	$(BIN)/pytest -m "not slow and not gpu" -n 2 --dist worksteal
+
+test-all: .venv/.test lint
+	$(BIN)/pytest -m "not gpu"
+
+lint: .venv/.test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: .venv/.bench
+	$(BIN)/python benchmarks/data_build.py
+	$(BIN)/python benchmarks/batches.py
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/training_step.py
+
+lock: .venv/.test
+	@{ echo "# Exact versions that the tests pass with; ranges are in pyproject.toml. Refresh: make lock"; \
+	   $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > constraints.txt
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.setup: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable .
+	@touch $@
+
+.venv/.test: .venv/.setup
+	$(PIP) --editable '.[test,lint]'
+	@touch $@
+
+# litgpt pins an old huggingface_hub and would pull Transformers back with it; its model needs neither.
+.venv/.bench: .venv/.test
+	$(PIP) --editable '.[bench]'
+	$(PIP) --no-deps litgpt
+	@touch $@

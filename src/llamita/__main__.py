@@ -1,0 +1,3 @@
+from llamita.cli import main
+
+main()

@@ -1,0 +1,282 @@
+"""The verbs: parse, call, print. Everything heavy is imported inside its verb."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import llamita
+from llamita.errors import UserError
+
+app = typer.Typer(
+    name="llamita",
+    help="Train a small language model from your own text, and write with it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+tokenizer_app = typer.Typer(help="Make a tokenizer.", no_args_is_help=True)
+data_app = typer.Typer(help="Turn text into training data, and look at it.", no_args_is_help=True)
+app.add_typer(tokenizer_app, name="tokenizer")
+app.add_typer(data_app, name="data")
+
+Sources = Annotated[
+    list[str], typer.Argument(help="Folders, globs, text files, .jsonl(.gz, .zst).")
+]
+TextField = Annotated[str, typer.Option(help="Field of .jsonl records that holds the text.")]
+Where = Annotated[
+    list[str] | None,
+    typer.Option(help="Keep records for which this holds, e.g. 'meta.lang == en'. Repeatable."),
+]
+BadFraction = Annotated[
+    float, typer.Option(help="Give up when a larger share of the records is unreadable.")
+]
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(llamita.__version__)
+        raise typer.Exit
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Where corpus, data and run go.")] = Path("quickstart"),
+    minutes: Annotated[float, typer.Option(help="Training time to aim at.")] = 5.0,
+) -> None:
+    """Train a small model on the Python that is installed here, and judge it."""
+    llamita.quickstart(out, minutes=minutes)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or a shipped recipe's name.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The run's directory. [default: runs/NAME]")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE over the recipe, e.g. stages.0.tokens=2e9."),
+    ] = None,
+    start_from: Annotated[
+        str | None,
+        typer.Option("--from", help="A Hugging Face directory, or a checkpoint to branch from."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Print the plan and stop.")] = False,
+) -> None:
+    """Train what a recipe describes. The same command goes on with an interrupted run."""
+    llamita.train(
+        recipe, out=out, overrides=overrides or (), start_from=start_from, dry_run=dry_run
+    )
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(help="A Hugging Face directory, a run, or a hub id.")],
+    prompt: Annotated[str, typer.Argument(help="Text to continue; - reads standard input.")],
+    max_tokens: Annotated[int, typer.Option(help="New tokens at most.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.7,
+    top_k: Annotated[int, typer.Option(help="Draw from so many tokens; 0: all.")] = 50,
+    top_p: Annotated[float, typer.Option(help="Draw from this much probability.")] = 0.95,
+    seed: Annotated[int | None, typer.Option(help="For the same text again.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+) -> None:
+    """Continue a prompt, streaming."""
+    text = sys.stdin.read() if prompt == "-" else prompt
+    pieces = llamita.generate(
+        model,
+        text,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+    )
+    sys.stdout.write(text)
+    for piece in pieces:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+@app.command()
+def info(
+    model: Annotated[str, typer.Argument(help="A Hugging Face directory, a run, or a hub id.")],
+) -> None:
+    """Shape, parameters, arithmetic, memory, tokenizer and provenance of a model."""
+    print("\n".join(llamita.info(model)))
+
+
+@tokenizer_app.command("train")
+def tokenizer_train(
+    sources: Sources,
+    out: Annotated[Path, typer.Option(help="The tokenizer's directory.")],
+    vocab_size: Annotated[int, typer.Option(help="Tokens in all.")] = 8192,
+    pre_tokenizer: Annotated[
+        str, typer.Option(help="llama.cpp's name of how text is cut: llama-bpe, gpt-2, qwen2, …")
+    ] = "llama-bpe",
+    special: Annotated[
+        list[str] | None, typer.Option(help="Special tokens after <s>, </s>, <pad>. Repeatable.")
+    ] = None,
+    chat_template: Annotated[
+        Path | None, typer.Option(help="File with a Jinja chat template to store.")
+    ] = None,
+    text_field: TextField = "text",
+    where: Where = None,
+    max_bytes: Annotated[
+        float, typer.Option(help="Learn from about so many bytes, spread over all documents.")
+    ] = 256e6,
+    max_bad_fraction: BadFraction = 0.01,
+) -> None:
+    """Train a byte-level BPE tokenizer on your text."""
+    from llamita.reporting.progress import ProgressLine
+
+    template = None
+    if chat_template is not None:
+        if not chat_template.is_file():
+            raise UserError(f"--chat-template {chat_template}: there is no such file")
+        template = chat_template.read_text(encoding="utf-8")
+    chosen = {} if special is None else {"special_tokens": special}
+    with ProgressLine("reading") as progress:
+        tokenizer = llamita.train_tokenizer(
+            sources,
+            out,
+            vocab_size,
+            pre_tokenizer=pre_tokenizer,
+            chat_template=template,
+            text_field=text_field,
+            where=where,
+            max_bytes=int(max_bytes),
+            max_bad_fraction=max_bad_fraction,
+            progress=lambda done, total: progress.update(done, total),
+            **chosen,
+        )
+    print(f"{out}: {tokenizer.vocab_size:,} tokens, fingerprint {tokenizer.fingerprint[:16]}")
+
+
+@data_app.command("build")
+def data_build(
+    sources: Sources,
+    out: Annotated[Path, typer.Option(help="The dataset's directory.")],
+    tokenizer: Annotated[Path, typer.Option(help="A tokenizer's directory or tokenizer.json.")],
+    name: Annotated[str | None, typer.Option(help="Name in reports. [default: of --out]")] = None,
+    text_field: TextField = "text",
+    where: Where = None,
+    validation: Annotated[float, typer.Option(help="Share of documents held out.")] = 0.01,
+    split_by: Annotated[
+        str | None,
+        typer.Option(help="Field whose value decides what is held out, instead of the text."),
+    ] = None,
+    bos: Annotated[bool, typer.Option(help="Put BOS before every document.")] = True,
+    eos: Annotated[bool, typer.Option(help="Put EOS after every document.")] = True,
+    dedup: Annotated[bool, typer.Option(help="Drop documents met before.")] = True,
+    workers: Annotated[int | None, typer.Option(help="Processes. [default: all cores]")] = None,
+    shard_tokens: Annotated[float, typer.Option(help="Tokens a shard.")] = 500e6,
+    block_bytes: Annotated[
+        int | None, typer.Option(help="Divide larger documents at line ends into such blocks.")
+    ] = None,
+    max_bad_fraction: BadFraction = 0.01,
+    licence: Annotated[str | None, typer.Option(help="Recorded with the sources.")] = None,
+) -> None:
+    """Tokenise text into a dataset. Unchanged input is reused, an interrupted build starts over."""
+    from llamita.reporting.progress import ProgressLine
+
+    with ProgressLine("encoding") as progress:
+
+        def report(state: Any) -> None:
+            if state.message:
+                progress.say(state.message)
+            else:
+                detail = f"{state.documents:,} documents, {state.tokens:,} tokens"
+                progress.update(state.bytes_read, state.num_bytes, detail)
+
+        manifest = llamita.build_data(
+            sources,
+            out,
+            tokenizer,
+            name=name,
+            text_field=text_field,
+            where=where,
+            validation=validation,
+            split_by=split_by,
+            bos=bos,
+            eos=eos,
+            dedup=dedup,
+            num_workers=workers,
+            shard_tokens=int(shard_tokens),
+            block_bytes=block_bytes,
+            max_bad_fraction=max_bad_fraction,
+            licence=licence,
+            progress=report,
+        )
+    for note in manifest.notes:
+        print(note)
+    for split, record in manifest.splits.items():
+        print(f"{out}: {split} {record.tokens:,} tokens of {record.documents:,} documents")
+
+
+@data_app.command("show")
+def data_show(
+    datasets: Annotated[
+        list[str], typer.Argument(help="Dataset directories, each perhaps with a share: DIR=0.7.")
+    ],
+    tokens: Annotated[
+        float | None, typer.Option(help="Tokens to be trained on, to show epochs.")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Sample windows a dataset.")] = 2,
+    sample_tokens: Annotated[int, typer.Option(help="Tokens a sample.")] = 128,
+    seed: Annotated[int, typer.Option(help="For other samples.")] = 0,
+) -> None:
+    """Datasets as a tree, with shares and epochs, and decoded samples with their boundaries."""
+    paths, shares = [], []
+    for dataset in datasets:
+        path, equals, share = dataset.rpartition("=")
+        if equals:
+            try:
+                shares.append(float(share))
+            except ValueError:
+                raise UserError(f"{dataset!r}: write DIR=SHARE, as in data/prose=0.7") from None
+        paths.append(path if equals else dataset)
+    if shares and len(shares) != len(paths):
+        raise UserError("give a share to each dataset (DIR=0.7), or to none")
+    llamita.show_data(
+        paths,
+        weights=shares or None,
+        tokens=tokens,
+        samples=samples,
+        sample_tokens=sample_tokens,
+        seed=seed,
+    )
+
+
+def main() -> None:
+    """Entry point. What a user can put right is one message; a defect keeps its traceback."""
+    try:
+        app()
+    except UserError as error:
+        print(f"llamita: {error}", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:
+        # The reader of our output has gone; Python would complain once more at exit.
+        sys.stderr.close()
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("llamita: stopped", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        # Imported already if a run raised it: torch stays out of the other verbs.
+        run = sys.modules.get("llamita.training.run")
+        if run is not None and isinstance(error, run.RunInterrupted):
+            print(error, file=sys.stderr)
+            sys.exit(128 + error.signal_number)
+        raise

@@ -1,0 +1,31 @@
+"""Fixtures of the training room's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from llamita.training import devices
+from tests.training.helpers import cheap_matmul_rate, tiny_recipe, trained
+
+
+@pytest.fixture(autouse=True)
+def _cheap_and_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Measure no matrix products, and leave torch's threads as they were."""
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(devices, "matmul_rate", cheap_matmul_rate)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def reference(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny recipe trained without interruption: 8 stable steps and 4 of decay."""
+    out = tmp_path_factory.mktemp("reference") / "run"
+    threads = torch.get_num_threads()
+    trained(tiny_recipe(tiny_data), out)
+    torch.set_num_threads(threads)
+    return out
