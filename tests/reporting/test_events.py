@@ -98,7 +98,7 @@ def test_a_full_disk_is_told(tmp_path: Path) -> None:
         pytest.skip("this system has no /dev/full")
     log = EventLog(full)
     log.write("step", step=1)
-    with pytest.raises(UserError, match="/dev/full.*No space left"):
+    with pytest.raises(UserError, match=r"/dev/full.*No space left"):
         log.flush()
     with pytest.raises(UserError, match="No space left"):
         log.close()

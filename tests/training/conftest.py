@@ -14,8 +14,9 @@ from tests.training.helpers import cheap_matmul_rate, tiny_recipe, trained
 
 @pytest.fixture(autouse=True)
 def _cheap_and_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Measure no matrix products, and leave torch's threads as they were."""
+    """Measure no matrix products; one thread, and afterwards as many as before."""
     threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     monkeypatch.setattr(devices, "matmul_rate", cheap_matmul_rate)
     yield
     torch.set_num_threads(threads)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import resource
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +151,19 @@ def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
     }
 
 
+@contextmanager
+def no_file_beyond(size: int | None) -> Iterator[None]:
+    """Writing past `size` bytes of a file fails, as batch systems have it; akin to a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft if size is None else size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+
+
 # -- fresh processes ----------------------------------------------------------------------------
 
 
@@ -198,7 +213,9 @@ def train_in_process(
 ) -> int:
     """Train in a process that has computed nothing before. Returns its exit code."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["llamita.training.run", "tests.training.helpers"])
+    # The server imports and computes nothing; AdamW imports torch._dynamo at its first step.
+    preloaded = ["llamita.training.run", "tests.training.helpers", "torch._dynamo"]
+    context.set_forkserver_preload(preloaded)
     process = context.Process(target=_child, args=(recipe, out, prepare, arguments))
     process.start()
     process.join(120)

@@ -1,0 +1,150 @@
+"""What a run computes on, and the reasons it gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from llamita.architecture.config import ModelConfig
+from llamita.architecture.memory import training_memory
+from llamita.errors import UserError
+from llamita.planning.plan import SourceSize, TrainingPlan, make_plan
+from llamita.recipes.loading import check_recipe
+from llamita.recipes.schema import Runtime
+from llamita.training import devices
+from llamita.training.devices import choose_compute
+from llamita.training.run import default_micro_batch_size
+
+HOUR = 1e11 * 3600
+
+
+def rates(monkeypatch: pytest.MonkeyPatch, float32: float, bfloat16: float) -> None:
+    known = {torch.float32: float32, torch.bfloat16: bfloat16}
+    monkeypatch.setattr(devices, "matmul_rate", lambda device, dtype, size=2048: known[dtype])
+
+
+def choose(flops: float = HOUR, recorded: dict[str, Any] | None = None, **runtime: Any) -> Any:
+    return choose_compute(Runtime(device="cpu", **runtime), flops, recorded=recorded)
+
+
+@pytest.mark.parametrize(
+    ("bfloat16", "wanted"), [(4e11, torch.bfloat16), (1.2e11, torch.float32), (1e9, torch.float32)]
+)
+def test_bfloat16_where_its_products_are_faster(
+    monkeypatch: pytest.MonkeyPatch, bfloat16: float, wanted: torch.dtype
+) -> None:
+    rates(monkeypatch, 1e11, bfloat16)
+    compute = choose(compile="never")
+    assert compute.dtype == wanted
+    # The denominator of MFU is the rate of what is computed in.
+    assert compute.matmul_rate == (bfloat16 if wanted == torch.bfloat16 else 1e11)
+    assert any("100 GFLOP/s" in reason for reason in compute.reasons)
+
+
+def test_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates(monkeypatch, 1e11, 4e11)
+    assert choose(dtype="float32", compile="never").dtype == torch.float32
+    rates(monkeypatch, 1e11, 1e9)
+    compute = choose(dtype="bfloat16", compile="never")
+    assert (compute.dtype, compute.compile) == (torch.bfloat16, False)
+
+
+def test_going_on_computes_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other bits otherwise, though today's measurement would choose differently."""
+    rates(monkeypatch, 1e11, 4e11)
+    before = {"device": "cpu", "dtype": "float32", "compile": False}
+    compute = choose(recorded=before)
+    assert (compute.dtype, compute.compile) == (torch.float32, False)
+    elsewhere = choose(recorded={**before, "device": "cuda"}, compile="never")
+    assert elsewhere.dtype == torch.bfloat16
+
+
+def test_compiling_must_be_earned_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_compile_obstacle", lambda device: None)
+    rates(monkeypatch, 1e11, 1e9)
+    short = choose(flops=1e11)
+    assert not short.compile
+    assert "would not repay it" in short.reasons[-1]
+    assert choose(flops=HOUR).compile
+    assert choose(flops=1e11, compile="always").compile
+
+
+def test_compiling_where_it_cannot_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices.shutil, "which", lambda name: None)
+    monkeypatch.delenv("CXX", raising=False)
+    rates(monkeypatch, 1e11, 1e9)
+    compute = choose()
+    assert not compute.compile
+    assert "no C++ compiler" in compute.reasons[-1]
+    with pytest.raises(UserError, match=r"runtime\.compile: always, but no C\+\+ compiler"):
+        choose(compile="always")
+
+
+def test_the_rate_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undo the fixture: some products of 64³, between a calculator and a data centre."""
+    monkeypatch.undo()
+    rate = devices.matmul_rate(torch.device("cpu"), torch.float32, 64)
+    assert 1e6 < rate < 1e16
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "cpu0"])
+def test_devices_that_are_not_there(name: str) -> None:
+    with pytest.raises(UserError, match="cannot be used here"):
+        choose_compute(Runtime(device=name), HOUR)
+
+
+def plan(rows: list[int]) -> TrainingPlan:
+    config = ModelConfig(
+        vocab_size=100,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+    )
+    values = {
+        "name": "p",
+        "model": {},
+        "sequence_length": 128,
+        "batch_tokens": 128 * rows[0],
+        "optimizer": {"learning_rate": 1e-3},
+        "datasets": {"a": {"path": "a", "max_epochs": 1e9}},
+        "stages": [
+            {"name": str(n), "tokens": 1, "mixture": {"a": 1}, "batch_tokens": 128 * count}
+            for n, count in enumerate(rows)
+        ],
+    }
+    sizes = {"a": SourceSize(10**6, declared=False)}
+    return make_plan(check_recipe(values, "p"), config, "llama", sizes)
+
+
+@pytest.mark.parametrize(
+    ("rows", "ranks", "max_tokens", "wanted"),
+    [
+        ([12], 1, None, 12),
+        ([12], 1, 128 * 5, 4),  # the largest divisor of 12 up to 5
+        ([12, 8], 1, None, 4),  # divides both stages
+        ([12], 3, None, 4),
+        ([7], 1, 128 * 3, 1),
+        ([2], 4, None, 1),
+    ],
+)
+def test_the_micro_batch_divides_every_step(
+    rows: list[int], ranks: int, max_tokens: int | None, wanted: int
+) -> None:
+    found = default_micro_batch_size(plan(rows), ranks, 2**40, max_tokens, torch.float32)
+    assert found == wanted
+
+
+def test_the_micro_batch_fits_in_memory() -> None:
+    one = plan([16])
+    needs = {
+        rows: training_memory(one.config, rows, 128, compute_bytes=4, ranks=1).total
+        for rows in (1, 2, 4, 8, 16)
+    }
+    for rows, need in needs.items():
+        memory = int(need / 0.8) + 1
+        assert default_micro_batch_size(one, 1, memory, None, torch.float32) == rows
+    assert default_micro_batch_size(one, 1, 1, None, torch.float32) == 1
