@@ -158,7 +158,7 @@ def test_tinyllama_s_dry_run_says_what_the_paper_says(tmp_path: Path) -> None:
 
 def test_wrong_input_is_one_plain_message(project: Path, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "x.txt").write_bytes(b"")
+    (tmp_path / "bin" / "x.txt").write_bytes(b"\0" * 100)
     cases = {
         "no such file": ("train", "nonsense"),
         "Did you mean 'tokens'": ("train", "recipe.yaml", "--set", "stages.0.tokns=3"),

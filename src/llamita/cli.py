@@ -126,7 +126,8 @@ def tokenizer_train(
         str, typer.Option(help="llama.cpp's name of how text is cut: llama-bpe, gpt-2, qwen2, …")
     ] = "llama-bpe",
     special: Annotated[
-        list[str] | None, typer.Option(help="Special tokens after <s>, </s>, <pad>. Repeatable.")
+        list[str] | None,
+        typer.Option(help="Special tokens after <s>, </s>, <pad>, instead of chat's. Repeatable."),
     ] = None,
     chat_template: Annotated[
         Path | None, typer.Option(help="File with a Jinja chat template to store.")
@@ -241,12 +242,14 @@ def data_show(
     paths, shares = [], []
     for dataset in datasets:
         path, equals, share = dataset.rpartition("=")
+        if not equals or Path(dataset).exists():
+            path, equals = dataset, ""
         if equals:
             try:
                 shares.append(float(share))
             except ValueError:
                 raise UserError(f"{dataset!r}: write DIR=SHARE, as in data/prose=0.7") from None
-        paths.append(path if equals else dataset)
+        paths.append(path)
     if shares and len(shares) != len(paths):
         raise UserError("give a share to each dataset (DIR=0.7), or to none")
     llamita.show_data(
@@ -270,9 +273,6 @@ def main() -> None:
         # The reader of our output has gone; Python would complain once more at exit.
         sys.stderr.close()
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("llamita: stopped", file=sys.stderr)
-        sys.exit(130)
     except Exception as error:
         # Imported already if a run raised it: torch stays out of the other verbs.
         run = sys.modules.get("llamita.training.run")

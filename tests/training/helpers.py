@@ -20,8 +20,8 @@ from llamita.data.build import build_data
 from llamita.recipes.loading import check_recipe
 from llamita.recipes.schema import Recipe
 from llamita.reporting.events import read_events
-from llamita.training import devices, run
-from llamita.training.run import TrainingResult, train
+from llamita.training import devices, loop
+from llamita.training.run import RunInterrupted, TrainingResult, train
 from tests.data.corpus import sentences, small_tokenizer, write_records
 
 WINDOW = 32
@@ -169,7 +169,7 @@ def no_file_beyond(size: int | None) -> Iterator[None]:
 
 def kill_after_step(step: int, number: int = signal.SIGKILL) -> None:
     """Make this process send itself a signal when `step` has been taken, before it is saved."""
-    original = run.Trainer._after_step
+    original = loop.Trainer._after_step
 
     def after_step(self: Any, plan: Any) -> None:
         if self.position.step == step:
@@ -177,7 +177,7 @@ def kill_after_step(step: int, number: int = signal.SIGKILL) -> None:
             os.kill(os.getpid(), number)
         original(self, plan)
 
-    run.Trainer._after_step = after_step  # type: ignore[method-assign]
+    loop.Trainer._after_step = after_step  # type: ignore[method-assign]
 
 
 def kill_at_call(module: Any, name: str, call: int) -> None:
@@ -203,7 +203,7 @@ def _child(
         prepare(*arguments)
     try:
         trained(recipe, out)
-    except run.RunInterrupted as interrupted:
+    except RunInterrupted as interrupted:
         (out / "message").write_text(str(interrupted))
         os._exit(128 + interrupted.signal_number)
 

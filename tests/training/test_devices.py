@@ -15,7 +15,7 @@ from llamita.recipes.loading import check_recipe
 from llamita.recipes.schema import Runtime
 from llamita.training import devices
 from llamita.training.devices import choose_compute
-from llamita.training.run import default_micro_batch_size
+from llamita.training.environment import default_micro_batch_size
 
 HOUR = 1e11 * 3600
 

@@ -29,7 +29,7 @@ from tests.training.helpers import (
 SCRIPT = """
 import math, os, sys
 from pathlib import Path
-from llamita.training import devices
+from llamita.training import devices, loop
 from llamita.training.objective import NextToken
 from llamita.training.run import train
 from tests.training.helpers import cheap_matmul_rate, kill_after_step
@@ -37,17 +37,20 @@ from tests.training.helpers import cheap_matmul_rate, kill_after_step
 devices.matmul_rate = cheap_matmul_rate
 recipe, out, what = sys.argv[1:]
 if what == "poison":
-    original, calls = NextToken.loss_sum, 0
+    loss_sum, take_step, taking = NextToken.loss_sum, loop.Trainer._step, 0
 
-    def loss_sum(self, model, batch):
-        # One rank's one micro-batch of step 3 is bad (after the probe's two passes).
-        global calls
-        calls += 1
-        loss, reported = original(self, model, batch)
-        bad = calls == 2 + 3 and os.environ["RANK"] == "1"
+    def step(self, *arguments):
+        global taking
+        taking = self.position.step + 1
+        take_step(self, *arguments)
+        taking = 0
+
+    def poisoned(self, model, batch):
+        loss, reported = loss_sum(self, model, batch)
+        bad = taking == 3 and os.environ["RANK"] == "1"
         return (loss * math.nan, reported * math.nan) if bad else (loss, reported)
 
-    NextToken.loss_sum = loss_sum
+    loop.Trainer._step, NextToken.loss_sum = step, poisoned
 elif what.startswith("stop") and os.environ["RANK"] == "1":
     kill_after_step(int(what[4:]), 15)
 train(Path(recipe), out=out)

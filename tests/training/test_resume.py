@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from llamita.data.batch import Cursor
 from llamita.errors import UserError
 from llamita.reporting.events import read_events
 from llamita.training import checkpoint
 from llamita.training.checkpoint import step_directories, verify_checkpoint
+from llamita.training.objective import NextToken
 from tests.training.helpers import (
     BATCH,
     DECAY,
@@ -97,6 +100,28 @@ def test_across_the_end_of_an_epoch(tiny_data: Path, tmp_path: Path) -> None:
         assert train_in_process(recipe, run, kill_after_step, step) == KILLED
     assert train_in_process(recipe, run) == 0
     assert_same_run(run, whole, 8)
+
+
+def noisy(step: int) -> None:
+    """An objective that draws random numbers, as dropout would; and kill after `step`."""
+    original = NextToken.loss_sum
+
+    def loss_sum(self: NextToken, model: Any, batch: Any) -> tuple[Tensor, Tensor]:
+        loss, reported = original(self, model, batch)
+        return loss * (0.5 + torch.rand(())), reported
+
+    NextToken.loss_sum = loss_sum  # type: ignore[method-assign]
+    kill_after_step(step)
+
+
+def test_random_numbers_go_on(tiny_data: Path, tmp_path: Path, reference: Path) -> None:
+    recipe = tiny_recipe(tiny_data)
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert train_in_process(recipe, whole, noisy, 99) == 0
+    assert train_in_process(recipe, run, noisy, 5) == KILLED
+    assert train_in_process(recipe, run, noisy, 99) == 0
+    assert_same_run(run, whole, 12)
+    assert losses(whole)[2] != losses(reference)[2], "nothing was random"
 
 
 def kill_in_save(call: int, name: str) -> None:

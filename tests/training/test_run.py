@@ -15,8 +15,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from llamita.data.batch import Cursor, StageData
 from llamita.data.build import build_data
+from llamita.data.shards import open_dataset
 from llamita.errors import UserError
+from llamita.model.decoder import Decoder
+from llamita.model.huggingface import read_config
+from llamita.model.initialization import initialize
 from llamita.planning.plan import TrainingPlan
 from llamita.recipes.loading import dump_recipe, load_recipe
 from llamita.reporting.events import read_events
@@ -69,6 +74,27 @@ def test_a_whole_run(reference: Path) -> None:
     assert list(step_directories(reference)) == [8, 9, 12]
     saved = [event["step"] for event in events if event["event"] == "checkpoint"]
     assert saved == [3, 6, 8, 9, 12]
+    # The guard forgot the stable stage: it remembers the four steps of the decay.
+    assert int(optimizer_tensors(reference / "step-12")["guard.count"]) == 4
+
+
+def test_the_first_step_is_cross_entropys(reference: Path, tiny_data: Path) -> None:
+    """Loss and gradient norm of the global batch at once, by torch's own cross-entropy."""
+    config = read_config(reference / "final")
+    model = Decoder(config)
+    initialize(model, "llama", seed=42)
+    streams = {name: open_dataset(tiny_data / name).train for name in ("prose", "code")}
+    data = StageData(
+        streams, {"prose": 0.7, "code": 0.3}, sequence_length=32, windows_per_step=4, seed=42
+    )
+    batch, _ = data.batch(Cursor.beginning())
+    logits = model(batch.tokens)
+    assert isinstance(logits, torch.Tensor)
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten())
+    loss.backward()
+    gradients = [p.grad.flatten().double() for p in model.parameters() if p.grad is not None]
+    wanted = (float(loss.detach()), float(torch.cat(gradients).norm()), 0.005)
+    assert losses(reference)[1] == pytest.approx(wanted, rel=1e-5)
 
 
 def test_the_mixture_told_is_the_mixture_read(reference: Path) -> None:
@@ -426,19 +452,22 @@ def test_a_full_disk_while_training(
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], value: float = math.nan) -> None:
-    """Make loss and gradients of some forward passes of training non-finite."""
-    original = NextToken.loss_sum
-    calls = 0
+    """Multiply loss and gradients of some steps of training."""
+    loss_sum, take_step = NextToken.loss_sum, loop.Trainer._step
+    taking = 0
 
-    def loss_sum(self: NextToken, model: Any, batch: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        loss, reported = original(self, model, batch)
-        # Two micro-batches a step, after the probe's two.
-        step = (calls - 3) // 2 + 1
-        return (loss * value, reported * value) if step in steps else (loss, reported)
+    def step(self: loop.Trainer, *arguments: Any) -> None:
+        nonlocal taking
+        taking = self.position.step + 1
+        take_step(self, *arguments)
+        taking = 0
 
-    monkeypatch.setattr(NextToken, "loss_sum", loss_sum)
+    def poisoned(self: NextToken, model: Any, batch: Any) -> Any:
+        loss, reported = loss_sum(self, model, batch)
+        return (loss * value, reported * value) if taking in steps else (loss, reported)
+
+    monkeypatch.setattr(loop.Trainer, "_step", step)
+    monkeypatch.setattr(NextToken, "loss_sum", poisoned)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

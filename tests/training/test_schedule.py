@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from transformers import get_cosine_with_min_lr_schedule_with_warmup, get_wsd_sc
 
 from llamita.recipes.loading import check_recipe
 from llamita.recipes.schema import Stage
-from llamita.training.schedule import learning_rate_factor, num_steps
+from llamita.training.schedule import learning_rate_factor
 
 BATCH = 100
 
@@ -152,8 +151,3 @@ def test_the_factor_depends_on_tokens_and_not_on_the_batch() -> None:
     for step in range(10, 30):
         twice = learning_rate_factor(one, step, 2 * BATCH)
         assert twice == learning_rate_factor(one, 2 * step, BATCH)
-
-
-def test_steps() -> None:
-    assert [num_steps(tokens, 100) for tokens in (1, 100, 101)] == [1, 1, 2]
-    assert math.isclose(num_steps(3 * 10**12, 2**21), 1430512)

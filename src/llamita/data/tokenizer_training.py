@@ -41,7 +41,7 @@ def train_tokenizer(
     chat_template: str | None = None,
     text_field: str = "text",
     where: str | Sequence[str] | None = None,
-    max_bytes: int | None = 256 << 20,
+    max_bytes: int | None = 256_000_000,
     max_bad_fraction: float = 0.01,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tokenizer:

@@ -9,7 +9,7 @@ from llamita.architecture.config import ModelConfig
 from llamita.architecture.counts import flops_per_token, num_parameters
 from llamita.architecture.presets import Parametrization
 from llamita.errors import UserError
-from llamita.planning.quantities import metric, tokens
+from llamita.planning.quantities import tokens
 from llamita.recipes.schema import Cosine, Decay, Recipe, Stage
 
 

@@ -121,8 +121,7 @@ class LanguageModelling(Settings):
 
     kind: Literal["language_modelling"] = "language_modelling"
     document_masking: bool = False
-    """Attention stays inside a document (and positions restart with it). Neutral at 2k, of value at
-    4k and above."""
+    """Attention stays inside a document. Neutral at 2k, of value at 4k and above."""
     z_loss: Annotated[float, Field(ge=0)] = 0.0
     """Coefficient of log(Z)², which keeps the logits from drifting (PaLM uses 1e-4)."""
 
@@ -204,22 +203,34 @@ class Checkpoints(Settings):
     """Also written at every stage's end and on interruption. null: only then."""
     keep_last: Annotated[int, Field(ge=1)] = 2
     keep_every_steps: Count | None = None
-    """Checkpoints at multiples of this are kept for good, and so are those at stage ends."""
+    """Of them, those at multiples of this are kept for good. Those at stage ends always are."""
     final: Annotated[str, Field(pattern=r"^(last|best|step-[0-9]+)$")] = "last"
     """What `final/` is made from: `last`, `best` (the checkpoint of lowest validation bits per
     byte) or a named one such as `step-900` (MiniCPM left out its decay's tail)."""
     final_dtype: Literal["float32", "bfloat16"] = "float32"
 
+    @model_validator(mode="after")
+    def _keeps_what_is_written(self) -> Checkpoints:
+        if self.keep_every_steps and (
+            self.every_steps is None or self.keep_every_steps % self.every_steps
+        ):
+            raise ValueError(
+                f"keep_every_steps {self.keep_every_steps} is not a multiple of every_steps "
+                f"{self.every_steps}: none of the steps it names would be written"
+            )
+        return self
+
 
 class Validation(Settings):
     every_steps: Count | None = None
-    """Also measured before the first step and after the last."""
+    """Also measured before the first step and at every stage's end."""
     tokens: Count = 262_144
     """Held-out tokens scored per dataset, whole documents from the front."""
 
 
 class Samples(Settings):
     every_steps: Count | None = None
+    """Also written at every stage's end. null: only then."""
     prompts: list[str] = []
     max_tokens: Count = 48
     temperature: Annotated[float, Field(ge=0)] = 0.7
@@ -296,6 +307,8 @@ class Recipe(Settings):
             )
         if self.fresh_optimizer and self.start_from is None:
             raise ValueError("fresh_optimizer has an effect only beside start_from")
+        if self.initializer_std is not None and self.start_from is not None:
+            raise ValueError("initializer_std has no effect on weights that come from start_from")
         if self.samples.every_steps is not None and not self.samples.prompts:
             raise ValueError("samples.every_steps without samples.prompts writes nothing")
         return self

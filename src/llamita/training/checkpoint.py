@@ -162,6 +162,15 @@ def verify_checkpoint(directory: Path) -> None:
         raise UserError(f"checkpoint {directory}: {name} {problem}; {instead}")
 
 
+def is_intact(directory: Path) -> bool:
+    """Whether `verify_checkpoint` has nothing to say against it."""
+    try:
+        verify_checkpoint(directory)
+    except UserError:
+        return False
+    return True
+
+
 def load_training_state(directory: Path) -> TrainingState:
     """What `save_checkpoint` was given as state. Verify first."""
     from safetensors.torch import load_file

@@ -16,6 +16,7 @@ from llamita.model.huggingface import load_state, save_model
 from llamita.training.checkpoint import (
     PROVENANCE,
     TrainingState,
+    is_intact,
     load_training_state,
     step_directories,
     write_directory,
@@ -54,7 +55,7 @@ def write_final(preparation: Preparation, run: Path) -> Path:
         "validation": values["validation"],
     }
     record = target / "training" / PROVENANCE
-    if record.is_file() and json.loads(record.read_text()) == provenance:
+    if record.is_file() and json.loads(record.read_text()) == provenance and is_intact(target):
         return target
     weights = load_state(source)
     assert preparation.tokenizer is not None

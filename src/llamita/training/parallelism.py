@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from llamita.data.batch import Batch
 from llamita.errors import UserError
 from llamita.model.decoder import Decoder
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,14 @@ class World:
         if dist.get_backend() == "nccl":
             votes = votes.cuda()
         return bool(self.sum(votes) > 0)
+
+    def agree(self, value: _T) -> _T:
+        """The first process's value, everywhere."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
 
     def barrier(self) -> None:
         if self.size > 1:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llamita.architecture.config import ModelConfig
-from llamita.architecture.presets import Parametrization, preset
+from llamita.architecture.config import ModelConfig, minicpm_multipliers
+from llamita.architecture.presets import Parametrization, Preset, preset
 from llamita.data.build import TOKENIZER_DIRECTORY
 from llamita.data.shards import Dataset, open_dataset
 from llamita.data.tokenizer import Tokenizer, load_tokenizer
@@ -49,6 +49,7 @@ class Preparation:
     tokenizer: Tokenizer | None
     resumed: Origin | None
     origin: Origin | None
+    warnings: tuple[str, ...] = ()
 
     @property
     def config(self) -> ModelConfig:
@@ -87,6 +88,7 @@ def prepare(
         parametrization = recipe.parametrization or recorded_parametrization(source.directory)
         if tokenizer is not None:
             _check_tokenizer(source.directory, config, tokenizer)
+    _refuse_idle_settings(recipe, parametrization)
     branch = _branch_point(resumed, origin)
     plan = make_plan(
         recipe,
@@ -97,7 +99,32 @@ def prepare(
         first_step=branch["step"],
     )
     _check_final(recipe, plan, datasets)
-    return Preparation(recipe, plan, datasets, tokenizer, resumed, origin)
+    return Preparation(
+        recipe, plan, datasets, tokenizer, resumed, origin, _branch_warnings(recipe, plan, origin)
+    )
+
+
+def _branch_warnings(recipe: Recipe, plan: TrainingPlan, origin: Origin | None) -> tuple[str, ...]:
+    """Where a branch would meet text again that its past has read."""
+    if origin is None or origin.state is None:
+        return ()
+    warnings = []
+    seed = origin.state.values["seed"]
+    if seed != recipe.seed:
+        warnings.append(
+            f"seed is {recipe.seed}, {origin.directory} had {seed}: this branch reads the data in "
+            "another order, and meets again what was read before"
+        )
+    lengths = {key.rpartition("@")[0]: key.rpartition("@")[2] for key in plan.consumed}
+    for stage in plan.stages:
+        for name in stage.stage.mixture:
+            if name in lengths and f"{name}@{stage.sequence_length}" not in plan.consumed:
+                warnings.append(
+                    f"{name} was read in windows of {lengths[name]}, stage {stage.stage.name} "
+                    f"reads windows of {stage.sequence_length}: it begins anew, and meets again "
+                    "what was read before"
+                )
+    return tuple(warnings)
 
 
 def _check_final(recipe: Recipe, plan: TrainingPlan, datasets: Mapping[str, Dataset]) -> None:
@@ -113,6 +140,15 @@ def _check_final(recipe: Recipe, plan: TrainingPlan, datasets: Mapping[str, Data
         raise UserError(
             "checkpoints.final: best needs held-out text to choose by, and no dataset has any; "
             "write last, or build the data with a --validation share"
+        )
+
+
+def _refuse_idle_settings(recipe: Recipe, parametrization: Parametrization) -> None:
+    coupling = recipe.optimizer.weight_decay_follows
+    if coupling == "base_learning_rate" and parametrization != "minicpm":
+        raise UserError(
+            "optimizer.weight_decay_follows: base_learning_rate has no effect where all tensors "
+            f"learn at one rate, as under parametrization {parametrization}; leave it out"
         )
 
 
@@ -197,9 +233,7 @@ def _model_from_scratch(
         if named is not None:
             base = preset(named)
             parametrization = base.parametrization
-            if "hidden_size" in changes or "num_attention_heads" in changes:
-                changes.setdefault("head_dim", None)
-            config = base.config.replace(**changes)
+            config = _vary(base, changes)
         elif "model_type" in changes:
             config = ModelConfig.from_huggingface(changes)
         else:
@@ -220,6 +254,17 @@ def _model_from_scratch(
             pad_token_id=tokenizer.pad_id,
         )
     return config, recipe.parametrization or parametrization
+
+
+def _vary(base: Preset, changes: dict[str, Any]) -> ModelConfig:
+    """A preset with some keys changed, and what follows from them changed too."""
+    if "hidden_size" in changes or "num_attention_heads" in changes:
+        changes.setdefault("head_dim", None)
+    config = base.config.replace(**changes)
+    if base.parametrization == "minicpm":
+        multipliers = minicpm_multipliers(config.hidden_size, config.num_hidden_layers)
+        config = config.replace(**{k: v for k, v in multipliers.items() if k not in changes})
+    return config
 
 
 def _open_checkpoint(directory: Path) -> Origin:

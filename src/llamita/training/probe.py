@@ -26,15 +26,18 @@ def probe(trainer: Trainer, say: Callable[[str], None]) -> dict[str, float]:
     micro = rows.rows(0, trainer.micro_batch_size).to(trainer.compute.device)
     objective = build_objective(stage.stage.objective)
     seconds = []
-    for _ in range(2):
-        start = time.perf_counter()
-        loss, _ = objective.loss_sum(trainer.model, micro)
-        torch.autograd.backward(loss)
-        synchronize(trainer.compute.device)
-        seconds.append(time.perf_counter() - start)
+    device = trainer.compute.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        for _ in range(3):
+            start = time.perf_counter()
+            loss, _ = objective.loss_sum(trainer.model, micro)
+            torch.autograd.backward(loss)
+            synchronize(device)
+            seconds.append(time.perf_counter() - start)
     trainer.optimizer.zero_grad()
-    compiling = max(0.0, seconds[0] - seconds[1]) if trainer.compute.compile else 0.0
-    step = seconds[1] * len(rows.tokens) / len(micro.tokens)
+    best = min(seconds[1:])
+    compiling = max(0.0, seconds[0] - best) if trainer.compute.compile else 0.0
+    step = best * len(rows.tokens) / len(micro.tokens)
     rest = step * (trainer.last_step - position.step)
     compiled = f"compiled in {duration(compiling)}, " if compiling else ""
     say(

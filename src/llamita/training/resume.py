@@ -49,10 +49,12 @@ def check_may_go_on(old_plan: TrainingPlan, plan: TrainingPlan, stage: int, done
     stages_before, stages_after = before.pop("stages"), after.pop("stages")
     changed = changed_keys(before, after)
     refused = [path for path in changed if not _is_free(path)]
+    inherited = {path.rpartition(".")[2] for path in refused}  # a stage's own follow from these
     for number in range(stage):
         past = changed_keys(stages_before[number], _at(stages_after, number))
         refused += [f"stages.{number}.{path}".removesuffix(".") for path in past]
-    refused += _check_current(old_plan, plan, stage, done)
+    current = _check_current(old_plan, plan, stage, done)
+    refused += [path for path in current if path.rpartition(".")[2] not in inherited]
     if refused:
         raise UserError(
             f"this run has taken {done:,} steps of stage {stage} with other settings; it cannot "

@@ -54,10 +54,5 @@ def decay_factor(decay: WSD | Decay, done: int, length: int) -> float:
     return decay.end + (1 - decay.end) * shape
 
 
-def num_steps(tokens: int, batch_tokens: int) -> int:
-    """Whole batches that hold `tokens`, rounded up."""
-    return -(-tokens // batch_tokens)
-
-
 def _half_cosine(progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress))
