@@ -19,9 +19,11 @@ from llamita.model.devices import choose_device, synchronize
 from llamita.planning.quantities import duration, metric
 from llamita.recipes.schema import Runtime
 
-# Compiling the blocks and the head takes about half a minute on two cores; it saves about a third
-# of a step. Below this predicted training time it is not earned back.
+# Compiling the blocks and the head takes about half a minute on two cores; it saves a third of a
+# step or more. Below this training time, predicted at the share of the matmul rate that small
+# uncompiled models reach, it is not earned back.
 _COMPILE_PAYS_SECONDS = 90.0
+_UNCOMPILED_MFU = 0.2
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def choose_compute(
     compiling = runtime.compile
     if compiling == "auto" and "compile" in before:
         compiling = "always" if before["compile"] else "never"
-    compiled, reason = _choose_compile(compiling, device, flops / (0.4 * rate))
+    compiled, reason = _choose_compile(compiling, device, flops / (_UNCOMPILED_MFU * rate))
     reasons.append(reason)
     return Compute(device, getattr(torch, wanted), compiled, rate, tuple(reasons))
 
