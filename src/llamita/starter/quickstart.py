@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from llamita.recipes.schema import Recipe
 
 VOCAB_SIZE = 4096
 _VALIDATION = 0.02
-# Share of the measured matmul rate that the small model trains at, compiled, on two cores.
+# Share of the measured matmul rate that the recipe's model trains at, compiled, on two cores.
 _EXPECTED_MFU = 0.36
-_STEP_TOKENS = 100
+_STEPS_ROUNDED_TO = 100
+# However fast the machine, the data are not read more than about three times.
+_MOST_TIMES_PLANNED = 4
 
 
 def quickstart(
@@ -43,7 +45,7 @@ def quickstart(
         raise UserError(f"--minutes {minutes:g}: give a time above 0 and up to a day (1440)")
     folder = Path(out)
     _make_data(folder, say)
-    recipe = _settle_recipe(folder, minutes, say)
+    recipe = settle_recipe(folder, minutes, say)
     say("\n[4/5] training")
     result = train(recipe, out=folder / "run", say=say)
     assert isinstance(result, TrainingResult)
@@ -93,13 +95,17 @@ def _make_data(folder: Path, say: Callable[[str], None]) -> None:
         )
 
 
-def _settle_recipe(folder: Path, minutes: float, say: Callable[[str], None]) -> Recipe:
-    """The shipped recipe with this folder's data and as many tokens as the minutes hold.
+def settle_recipe(
+    folder: Path, minutes: float, say: Callable[[str], None], overrides: Iterable[str] = ()
+) -> Recipe:
+    """The shipped recipe over `folder/data`, with as many tokens as the minutes hold here.
 
-    Written down at first, because a run that goes on must not change its mind.
+    Written down as `folder/recipe.yaml` at first and read from there later, because a run that
+    goes on must not change its mind.
     """
     file = folder / "recipe.yaml"
     if file.is_file():
+        say(f"      going on with {file}; remove {folder} to begin again with other settings")
         return load_recipe(file)
     import torch
 
@@ -107,21 +113,19 @@ def _settle_recipe(folder: Path, minutes: float, say: Callable[[str], None]) -> 
     from llamita.training.preparation import prepare
 
     places = [f"datasets.{name}.path={folder / 'data' / name}" for name in ("prose", "code")]
-    recipe = load_recipe("quickstart", places)
-    preparation = prepare(recipe)
+    places += overrides
+    plan = prepare(load_recipe("quickstart", places)).plan
     device = torch.device("cpu")
     rate = max(matmul_rate(device, dtype) for dtype in (torch.bfloat16, torch.float32))
-    each = flops_per_token(preparation.config, recipe.sequence_length)
+    each = flops_per_token(plan.config, plan.recipe.sequence_length)
     wanted = minutes * 60 * rate * _EXPECTED_MFU / each
-    stages = preparation.plan.stages
-    planned = preparation.plan.tokens
-    unit = recipe.batch_tokens * _STEP_TOKENS
-    tokens = max(unit, min(planned * 4, round(wanted / unit) * unit))
-    overrides = [
-        f"stages.{number}.tokens={round(tokens * stage.tokens / planned)}"
-        for number, stage in enumerate(stages)
+    unit = plan.recipe.batch_tokens * _STEPS_ROUNDED_TO
+    tokens = max(unit, min(plan.tokens * _MOST_TIMES_PLANNED, round(wanted / unit) * unit))
+    stages = [
+        f"stages.{number}.tokens={round(tokens * stage.tokens / plan.tokens)}"
+        for number, stage in enumerate(plan.stages)
     ]
-    settled = load_recipe("quickstart", [*places, *overrides])
+    settled = load_recipe("quickstart", [*places, *stages])
     file.write_text(dump_recipe(settled), encoding="utf-8")
     say(
         f"      {tokens / 1e6:.1f}M tokens of training fit into about {duration(minutes * 60)} at "

@@ -225,12 +225,19 @@ def file_hash(path: Path) -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a small file so that a reader, or a crash, sees the old text or the new one."""
+    """Replace a small file so that a reader, or a crash, sees the old text or the new one.
+
+    Raises:
+        UserError: the disk is full, or the place cannot be written.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    _sync(temporary)
-    temporary.replace(path)
-    _sync(path.parent)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    except OSError as error:
+        raise UserError(f"could not write {path}: {error.strerror or error}") from error
 
 
 def _write_json(path: Path, value: Any) -> None:

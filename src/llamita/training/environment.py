@@ -63,7 +63,9 @@ def settle_environment(
         torch.set_num_threads(runtime.threads)
     compute = choose_compute(runtime, plan.flops, recorded=recorded.values if recorded else None)
     rows = runtime.micro_batch_size
-    if rows is None and recorded is not None:
+    # What fits depends on the length: for another one it is settled anew.
+    same_length = recorded and recorded.values["longest_sequence"] == plan.longest_sequence
+    if rows is None and recorded is not None and same_length:
         rows = int(recorded.values["micro_batch_size"])
     if rows is None:
         cpu = compute.device.type == "cpu"

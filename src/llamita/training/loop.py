@@ -177,7 +177,8 @@ class Trainer:
             factor = learning_rate_factor(stage.stage, position.stage_step, stage.batch_tokens)
             self._step(objective, batch, stage.learning_rate * factor)
             position.cursor = cursor
-            if self.compute.device.type == "cpu" or self._due(self.recipe.runtime.log_every_steps):
+            if self._due(self.recipe.runtime.log_every_steps):
+                # Steps are only queued on a GPU: the time between two reports must hold them all.
                 synchronize(self.compute.device)
             self._clock.steps += 1
             self._clock.tokens += stage.batch_tokens

@@ -99,16 +99,21 @@ def prepare(
         first_step=branch["step"],
     )
     _check_final(recipe, plan, datasets)
-    return Preparation(
-        recipe, plan, datasets, tokenizer, resumed, origin, _branch_warnings(recipe, plan, origin)
-    )
+    warnings = () if origin is None else _warnings(recipe, plan, origin)
+    return Preparation(recipe, plan, datasets, tokenizer, resumed, origin, warnings)
 
 
-def _branch_warnings(recipe: Recipe, plan: TrainingPlan, origin: Origin | None) -> tuple[str, ...]:
-    """Where a branch would meet text again that its past has read."""
-    if origin is None or origin.state is None:
-        return ()
+def _warnings(recipe: Recipe, plan: TrainingPlan, origin: Origin) -> tuple[str, ...]:
+    """Scaling that a foreign checkpoint may have meant, and text that a branch would meet again."""
     warnings = []
+    if origin.state is None:
+        if plan.config.logits_scaling != 1 and plan.parametrization != "minicpm":
+            warnings.append(
+                f"{origin.directory} has MiniCPM's multipliers, but all its tensors learn at one "
+                "rate; parametrization: minicpm would divide that of the block matrices by "
+                f"{plan.config.logits_scaling:g}"
+            )
+        return tuple(warnings)
     seed = origin.state.values["seed"]
     if seed != recipe.seed:
         warnings.append(

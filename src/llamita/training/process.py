@@ -39,7 +39,13 @@ def locked(run: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"pid {os.getpid()} on {platform.node()}")
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            if [entry.name for entry in run.iterdir()] == [".lock"]:
+                # Nothing was begun: leave no directory that looks like a run.
+                (run / ".lock").unlink()
+                run.rmdir()
 
 
 @contextmanager

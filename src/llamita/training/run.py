@@ -232,6 +232,7 @@ def _build(
             "format": 1,
             "seed": recipe.seed,
             "parametrization": plan.parametrization,
+            "longest_sequence": plan.longest_sequence,
             "datasets": fingerprints(preparation.datasets),
             "branch_point": {"step": plan.first_step, "consumed": dict(plan.consumed)},
             **environment.as_json(),
