@@ -59,6 +59,22 @@ def test_against_log_softmax(model: Decoder, count: int, rows: int) -> None:
     assert score.loss == score.nats / (count - 1)
 
 
+@pytest.mark.parametrize("count", [2, 31, 33, 34, 40, 41, 42, 65, 200])
+@pytest.mark.parametrize("stride", [1, 8, 13, 32])
+@torch.no_grad()
+def test_overlapping_windows_score_each_token_once(model: Decoder, count: int, stride: int) -> None:
+    held, length = text(count), 32
+    ids, expected = held.tokens.tolist(), 0.0
+    for place in range(1, count):
+        # The first window that ends at or behind the token's place.
+        start = max(0, -(-(place - length) // stride)) * stride
+        logits = model(torch.tensor([ids[start:place]]))[0, -1].double()
+        expected -= float(logits.log_softmax(-1)[ids[place]])
+    score = score_text(model, held, sequence_length=length, rows=3, stride=stride)
+    assert score.num_tokens == count - 1
+    assert score.nats == pytest.approx(expected, rel=1e-5)
+
+
 def test_rows_change_nothing(model: Decoder) -> None:
     scores = [score_text(model, text(500), sequence_length=16, rows=r).nats for r in (1, 2, 7, 64)]
     assert scores == pytest.approx([scores[0]] * 4, rel=1e-6)

@@ -204,7 +204,7 @@ def test_any_other_failure_leaves_nothing_half_written(tmp_path: Path) -> None:
 def test_small_files_are_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_atomically(tmp_path / "f", "old")
     monkeypatch.setattr(os, "fsync", lambda descriptor: _full(tmp_path))
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match="No space left"):
         write_atomically(tmp_path / "f", "new")
     assert (tmp_path / "f").read_text() == "old"
 

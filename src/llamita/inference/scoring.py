@@ -60,34 +60,49 @@ def held_out(stream: TokenStream, max_tokens: int | None = None) -> HeldOut:
 
 
 @torch.no_grad()
-def score_text(model: Decoder, text: HeldOut, *, sequence_length: int, rows: int) -> Score:
-    """Score every token but the first, in windows of `sequence_length` that do not overlap.
+def score_text(
+    model: Decoder,
+    text: HeldOut,
+    *,
+    sequence_length: int,
+    rows: int,
+    stride: int | None = None,
+) -> Score:
+    """Score every token but the first, in windows of `sequence_length`, each token once.
 
-    A window sees nothing before itself, so the figure is an upper bound on what the model could do
-    with its whole context at every token. BOS and EOS are predicted and counted too; only the
-    bytes of the text itself divide.
+    BOS and EOS are predicted and counted too; only the bytes of the text itself divide.
 
     Args:
         rows: windows a forward pass. The last pass is filled up with ignored rows, so that every
             pass has one shape (a compiled model would compile again for another).
+        stride: tokens from one window's start to the next. By default windows do not overlap, and
+            a token sees half a window on average; with a smaller stride only a window's last
+            `stride` tokens count (all of the first window's), so that each sees at least
+            `sequence_length` − `stride` tokens, at `sequence_length` / `stride` times the cost.
     """
-    tokens = torch.from_numpy(text.tokens)
-    num_predicted = len(tokens) - 1
+    stride = stride or sequence_length
+    assert 0 < stride <= sequence_length, "windows would leave tokens out"
+    num_predicted = len(text.tokens) - 1
     if num_predicted < 1:
         return Score(0.0, 0, text.num_bytes)
-    num_windows = -(-num_predicted // sequence_length)
-    padded_windows = -(-num_windows // rows) * rows
-    inputs = torch.zeros(padded_windows * sequence_length, dtype=torch.int64)
-    targets = torch.full_like(inputs, IGNORE)
-    inputs[:num_predicted] = tokens[:-1]
-    targets[:num_predicted] = tokens[1:]
+    num_windows = 1 + max(0, -(-(num_predicted - sequence_length) // stride))
+    num_passes = -(-num_windows // rows)
+    padded = np.full((num_windows - 1) * stride + sequence_length + 1, -1, dtype=np.int64)
+    padded[: len(text.tokens)] = text.tokens
     device = next(model.parameters()).device
     total = torch.zeros((), dtype=torch.float64)
-    for start in range(0, padded_windows, rows):
-        part = slice(start * sequence_length, (start + rows) * sequence_length)
+    for number in range(num_passes):
+        chosen = np.arange(number * rows, min((number + 1) * rows, num_windows))
+        windows = np.full((rows, sequence_length + 1), -1, dtype=np.int64)
+        places = chosen[:, None] * stride + np.arange(sequence_length + 1)
+        windows[: len(chosen)] = padded[places]
+        targets = np.where(windows[:, 1:] < 0, IGNORE, windows[:, 1:])
+        seen_before = np.zeros(rows, dtype=np.bool_)
+        seen_before[: len(chosen)] = chosen > 0
+        targets[seen_before, : sequence_length - stride] = IGNORE
         scores = model(
-            inputs[part].view(rows, sequence_length).to(device),
-            targets[part].view(rows, sequence_length).to(device),
+            torch.from_numpy(np.maximum(windows[:, :-1], 0)).to(device),
+            torch.from_numpy(targets).to(device),
         )
         assert isinstance(scores, TokenScores)
         total -= scores.log_probs.cpu().double().sum()

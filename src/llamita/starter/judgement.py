@@ -91,7 +91,11 @@ def _model_bits(
 ) -> dict[str, float]:
     scores = {
         name: score_text(
-            model, held_out(dataset.validation), sequence_length=sequence_length, rows=8
+            model,
+            held_out(dataset.validation),
+            sequence_length=sequence_length,
+            rows=16,
+            stride=sequence_length // 2,
         )
         for name, dataset in datasets.items()
     }
