@@ -86,7 +86,7 @@ def peer_step(model: nn.Module, loss_of: Callable[[nn.Module, Tensor, Tensor], T
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        return float(loss)
+        return float(loss.detach())
 
     return step
 

@@ -127,8 +127,7 @@ class StageData:
             windows = self._windows(number, first + np.arange(len(places), dtype=np.int64))
             rows[places] = stream.windows(windows, length)
             if documents is not None:
-                for place, window in zip(places, windows, strict=True):
-                    documents[place] = stream.window_documents(int(window), length)[:-1]
+                documents[places] = stream.windows_documents(windows, length)[:, :-1]
             consumed[key] = first + len(places)
         batch = Batch(
             torch.from_numpy(np.ascontiguousarray(rows[:, :-1])),

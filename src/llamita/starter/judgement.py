@@ -31,16 +31,16 @@ from llamita.starter.python_check import parses, tokenizes
 # a byte of text.
 _BYTE_GRAM_BYTES = 8_000_000
 _CODE_PROMPTS = (
+    "class Reader:\n",
     "import os\nimport sys\n\n",
     "def main():\n",
-    "class Reader:\n",
     "import re\n\ndef parse(text):\n",
     "def read_lines(path):\n",
     "    for name in names:\n",
     "try:\n",
     "from collections import ",
 )
-_PROSE_PROMPTS = ("Return the ", "# json\n\n", "The following example")
+_PROSE_PROMPTS = ("The following example", "Return the ", "# json\n\n")
 _SAMPLES_A_PROMPT = 4
 _SAMPLE_TOKENS = 80
 
@@ -60,6 +60,10 @@ def judge(folder: Path, recipe: Recipe, *, say: Callable[[str], None]) -> dict[s
         **_baseline_bits(datasets, tokenizer),
     }
     names = [*datasets, "together"]
+    stride = recipe.sequence_length // 2
+    say(
+        f"      this model sees {stride} to {recipe.sequence_length} tokens before each it predicts"
+    )
     say(f"      {'bits per byte':<44}" + "".join(f"{name:>10}" for name in names))
     for label, row in bits.items():
         say(f"      {label:<44}" + "".join(f"{row[name]:>10.3f}" for name in names))
