@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from llamita import durable
+from llamita.durable import replace_synced
 from llamita.errors import UserError
 from llamita.training import checkpoint
 from llamita.training.checkpoint import (
@@ -22,7 +24,6 @@ from llamita.training.checkpoint import (
     save_checkpoint,
     step_directories,
     verify_checkpoint,
-    write_atomically,
 )
 from tests.training.helpers import no_file_beyond
 
@@ -131,9 +132,9 @@ def test_everything_is_durable_before_it_looks_whole(
 ) -> None:
     """Each file and directory is fsynced before the rename, the rename before the pointer."""
     happened: list[tuple[str, str]] = []
-    sync, rename, replace = checkpoint._sync, Path.rename, Path.replace
+    sync, rename, replace = durable.sync, Path.rename, Path.replace
     monkeypatch.setattr(
-        checkpoint, "_sync", lambda path: (happened.append(("sync", path.name)), sync(path))
+        durable, "sync", lambda path: (happened.append(("sync", path.name)), sync(path))
     )
     monkeypatch.setattr(
         Path, "rename", lambda a, b: (happened.append(("rename", b.name)), rename(a, b))[1]
@@ -202,10 +203,10 @@ def test_any_other_failure_leaves_nothing_half_written(tmp_path: Path) -> None:
 
 
 def test_small_files_are_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_atomically(tmp_path / "f", "old")
+    replace_synced(tmp_path / "f", "old")
     monkeypatch.setattr(os, "fsync", lambda descriptor: _full(tmp_path))
     with pytest.raises(UserError, match="No space left"):
-        write_atomically(tmp_path / "f", "new")
+        replace_synced(tmp_path / "f", "new")
     assert (tmp_path / "f").read_text() == "old"
 
 

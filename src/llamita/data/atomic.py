@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from llamita import durable
 from llamita.errors import UserError
 
 # EFBIG: a limit on the size of files, as batch systems and containers set it.
@@ -76,51 +77,23 @@ def fresh_directory(building: Path) -> Iterator[Path]:
 def publish(building: Path, out: Path) -> None:
     """Make `building`, already fsynced file by file, the directory `out`, replacing what is
     there."""
-    sync_directory(building)
+    durable.sync(building)
     old = out.with_name(f".{out.name}.old")
     if old.exists():
         shutil.rmtree(old)
     if out.exists():
         out.rename(old)
     building.rename(out)
-    sync_directory(out.parent)
+    durable.sync(out.parent)
     if old.exists():
         shutil.rmtree(old)
-
-
-def write_synced(file: Path, text: str) -> None:
-    """Write a file and wait until it is on disk."""
-    with file.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def replace_synced(file: Path, text: str) -> None:
-    """Replace a file's contents: it holds the old or the new ones, never a part."""
-    new = file.with_name(f".{file.name}.new")
-    write_synced(new, text)
-    new.replace(file)
-    sync_directory(file.parent)
 
 
 def sync_files(directory: Path) -> None:
     """Wait until every file of a directory, and its list of files, is on disk."""
     for file in directory.iterdir():
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    sync_directory(directory)
-
-
-def sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        durable.sync(file)
+    durable.sync(directory)
 
 
 def _full(building: Path, reason: str) -> str:

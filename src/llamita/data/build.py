@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import llamita
-from llamita.data.atomic import exclusive, fresh_directory, publish, sync_files, write_synced
+from llamita.data.atomic import exclusive, fresh_directory, publish, sync_files
 from llamita.data.dedup import SeenHashes
 from llamita.data.documents import ParseSettings, auto_block_bytes, compile_where, read_blocks
 from llamita.data.encode import EncodedBlock, EncodeSettings
@@ -39,6 +39,7 @@ from llamita.data.shard_writer import SplitWriter
 from llamita.data.sources import SourceFile, SourceList, list_sources
 from llamita.data.tokenizer import Tokenizer, load_tokenizer
 from llamita.data.workers import encode_blocks
+from llamita.durable import write_synced
 from llamita.errors import UserError
 
 TOKENIZER_DIRECTORY = "tokenizer"

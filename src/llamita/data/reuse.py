@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llamita.data.atomic import replace_synced
 from llamita.data.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
@@ -20,6 +19,7 @@ from llamita.data.manifest import (
 )
 from llamita.data.shards import open_dataset
 from llamita.data.sources import SourceFile, SourceList
+from llamita.durable import replace_synced
 from llamita.errors import UserError
 
 LISTING_NAME = "sources.json"

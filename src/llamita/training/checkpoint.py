@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterable
@@ -23,6 +22,7 @@ from typing import Any
 
 from torch import Tensor
 
+from llamita import durable
 from llamita.architecture.presets import Parametrization
 from llamita.errors import UserError
 
@@ -103,9 +103,9 @@ def write_directory(
         }
         _write_json(temporary / COMPLETE, {"format": 1, "files": complete})
         for path in [*files, temporary / COMPLETE]:
-            _sync(path)
-        _sync(temporary / "training")
-        _sync(temporary)
+            durable.sync(path)
+        durable.sync(temporary / "training")
+        durable.sync(temporary)
     except (OSError, SafetensorError) as error:  # safetensors tells a full disk in its own way
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
@@ -123,9 +123,9 @@ def write_directory(
         shutil.rmtree(aside)
     else:
         temporary.rename(target)
-    _sync(target.parent)
+    durable.sync(target.parent)
     if pointer is not None:
-        write_atomically(pointer, f"{target.name}\n")
+        durable.replace_synced(pointer, f"{target.name}\n")
     return target
 
 
@@ -224,29 +224,5 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a small file so that a reader, or a crash, sees the old text or the new one.
-
-    Raises:
-        UserError: the disk is full, or the place cannot be written.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
-    except OSError as error:
-        raise UserError(f"could not write {path}: {error.strerror or error}") from error
-
-
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,6 +17,7 @@ import torch
 
 import llamita
 from llamita.data.batch import Cursor
+from llamita.durable import replace_synced
 from llamita.model.decoder import Decoder, compile_model
 from llamita.model.devices import choose_device
 from llamita.model.huggingface import load_weights
@@ -28,7 +29,6 @@ from llamita.training.checkpoint import (
     TrainingState,
     clean_up,
     step_directories,
-    write_atomically,
 )
 from llamita.training.environment import Environment, describe_memory, settle_environment
 from llamita.training.final import write_final
@@ -144,7 +144,7 @@ def _train(
     for warning in warnings:
         say(f"  warning     {warning}")
     if world.is_main:
-        write_atomically(run / "recipe.yaml", dump_recipe(recipe))
+        replace_synced(run / "recipe.yaml", dump_recipe(recipe))
     events = EventLog(run / "events.jsonl" if world.is_main else Path(os.devnull))
     try:
         _announce(events, preparation, position, environment, changed, warnings)
