@@ -22,9 +22,10 @@ _MEMORY_SHARE = 0.8
 
 @dataclass(frozen=True)
 class Environment:
-    """Device, number type, compilation, rows of a forward pass."""
+    """Device, number type, compilation, rows of a forward pass, processes."""
 
     compute: Compute
+    processes: int
     micro_batch_size: int
     padded_vocab_size: int
 
@@ -34,6 +35,7 @@ class Environment:
             "dtype": str(self.compute.dtype).removeprefix("torch."),
             "compile": self.compute.compile,
             "micro_batch_size": self.micro_batch_size,
+            "processes": self.processes,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "machine": platform.machine(),
@@ -83,7 +85,7 @@ def settle_environment(
     # Tensor cores want multiples of 128 in the head's product; a CPU does not care.
     padded = -(-size // 128) * 128 if compute.device.type == "cuda" else size
     return Environment(
-        Compute(compute.device, dtype, compiled, rate, compute.reasons), rows, padded
+        Compute(compute.device, dtype, compiled, rate, compute.reasons), world.size, rows, padded
     )
 
 
