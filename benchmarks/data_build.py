@@ -25,8 +25,9 @@ from pathlib import Path
 
 import tokenizers
 
+from llamita.data.blocks import ParseSettings
 from llamita.data.build import build_data
-from llamita.data.documents import ParseSettings, parse_block, read_blocks
+from llamita.data.documents import parse_block, read_blocks
 from llamita.data.sources import list_sources
 from llamita.data.tokenizer import Tokenizer, load_tokenizer
 from llamita.data.tokenizer_training import train_tokenizer

@@ -10,15 +10,10 @@ from typing import Any
 import pytest
 
 from llamita.data import documents as reading
-from llamita.data.documents import (
-    ParseSettings,
-    auto_block_bytes,
-    compile_where,
-    parse_block,
-    read_blocks,
-)
+from llamita.data.blocks import ParseSettings, compile_where
+from llamita.data.documents import auto_block_bytes, parse_block, read_blocks
 from llamita.data.sources import list_sources
-from llamita.data.where import FieldError, parse_where
+from llamita.data.where import FieldError, fields_of, parse_where
 from llamita.errors import UserError
 from tests.data.corpus import sentences, write_records
 
@@ -254,3 +249,11 @@ def test_where_filters_records(tmp_path: Path) -> None:
     file = write_records(tmp_path / "a.jsonl", records)
     found = read_texts(file, where=("meta.n >= 2", "meta.n != 4"))
     assert found == ["text 2", "text 3", "text 5"]
+
+
+def test_conditions_name_their_fields() -> None:
+    assert fields_of("a == 1 and not ('b c' in [a, d] or e.f != 2) and a > 0") == (
+        "a",
+        "b c",
+        "e.f",
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 import llamita
 from llamita.data.atomic import exclusive, fresh_directory, publish, sync_files
+from llamita.data.blocks import ParseSettings, compile_where
+from llamita.data.dataset_sources import SourceDataset
 from llamita.data.dedup import SeenHashes
-from llamita.data.documents import ParseSettings, auto_block_bytes, compile_where, read_blocks
+from llamita.data.documents import auto_block_bytes, check_fields, read_blocks
 from llamita.data.encode import EncodedBlock, EncodeSettings
 from llamita.data.manifest import (
     FORMAT_VERSION,
@@ -26,33 +28,34 @@ from llamita.data.manifest import (
     SplitRecord,
     TokenizerRecord,
     building_directory,
+    read_manifest,
 )
 from llamita.data.reuse import (
     LISTING_NAME,
     ReadFile,
     find_reusable,
     fingerprint_of,
+    licence_of,
     listing_text,
     relabelled,
 )
 from llamita.data.shard_writer import SplitWriter
-from llamita.data.sources import SourceFile, SourceList, list_sources
+from llamita.data.sources import Given, SourceList, list_sources
+from llamita.data.tally import Tally, check_bad, raised_fraction
 from llamita.data.tokenizer import Tokenizer, load_tokenizer
 from llamita.data.workers import encode_blocks
 from llamita.durable import write_synced
 from llamita.errors import UserError
 
 TOKENIZER_DIRECTORY = "tokenizer"
-_ALLOWED_BAD = 10
-_WANTED_VALIDATION_DOCUMENTS = 10
 # Starting workers costs about 0.3 s, as much as encoding this many bytes here.
 _SMALL_BYTES = 2 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a build is: bytes read on disk and in all, documents and tokens written. `message`
-    is a sentence to show, "" on the regular reports."""
+    """How far a build is: bytes read and in all (0 where a stream has no known end), documents and
+    tokens written. `message` is a sentence to show, "" on the regular reports."""
 
     bytes_read: int
     num_bytes: int
@@ -65,7 +68,7 @@ Report = Callable[[Progress], None]
 
 
 def build_data(
-    sources: str | Path | Sequence[str | Path],
+    sources: Given | Sequence[Given],
     out: str | Path,
     tokenizer: Tokenizer | str | Path,
     *,
@@ -81,17 +84,20 @@ def build_data(
     shard_tokens: int = 500_000_000,
     block_bytes: int | None = None,
     max_bad_fraction: float = 0.01,
+    max_documents: int | None = None,
+    max_tokens: int | None = None,
     licence: str | None = None,
     progress: Report | None = None,
 ) -> Manifest:
     """Build the dataset `out` from text, or reuse it if nothing changed.
 
     Args:
-        sources: folders, globs and files, as `list_sources` takes them.
+        sources: folders, globs, files, names of datasets (`hf:NAME:SPLIT`), and `Dataset` and
+            `IterableDataset` objects of the library `datasets`, as `list_sources` takes them.
         out: the dataset's directory; an older dataset there is replaced once the new one is whole.
         tokenizer: a Tokenizer or the path of one.
         name: the dataset's name in reports; the last part of `out` by default.
-        text_field: field of .jsonl records that holds the text (dots reach nested fields).
+        text_field: field or column of records that holds the text (dots reach nested fields).
         where: conditions on record fields, all of which must hold (see `parse_where`).
         validation: fraction of documents, by hash, held out; 0 for none. Where so few documents
             are given that none falls in it, it is raised to hold about ten of them.
@@ -104,7 +110,9 @@ def build_data(
         block_bytes: size of the blocks that large text files are divided into at line ends, each a
             document (see `auto_block_bytes` for the default).
         max_bad_fraction: more bad records than this (and than 10) is an error.
-        licence: recorded with the sources.
+        max_documents, max_tokens: reading ends with the document that brings the dataset, both
+            splits together, to so many. Meant for streams.
+        licence: recorded with the sources; a dataset's own by default.
         progress: called with a `Progress` now and then.
 
     Returns:
@@ -128,6 +136,8 @@ def build_data(
         shard_tokens=shard_tokens,
         block_bytes=block_bytes,
         max_bad_fraction=max_bad_fraction,
+        max_documents=max_documents,
+        max_tokens=max_tokens,
     )
     _check_settings(settings, tokenizer, num_workers)
     _check_out(out)
@@ -142,39 +152,29 @@ def build_data(
             _keep_tokenizer(out / TOKENIZER_DIRECTORY, tokenizer)
             report(_whole(manifest, listed, f"{out} is up to date: nothing changed, reused."))
             return manifest
+        before = _fingerprint_at(out)
         with fresh_directory(building_directory(out)) as directory:
             build = _Build(listed, directory, tokenizer, settings, num_workers, report)
             manifest = build.run(name, licence)
             publish(directory, out)
-        report(_whole(manifest, listed, f"{out} is built."))
+        report(_whole(manifest, listed, _built(out, before, manifest)))
         return manifest
 
 
-@dataclass(slots=True)
-class _Tally:
-    """What one pass over the sources found."""
+def _built(out: Path, before: str | None, manifest: Manifest) -> str:
+    if before == manifest.fingerprint:
+        return (
+            f"{out} was read and built again, since nothing vouched for its sources: the contents "
+            "are the same as before."
+        )
+    return f"{out} is built."
 
-    records: int = 0
-    documents: int = 0
-    duplicates: int = 0
-    filtered: int = 0
-    empty: int = 0
-    bad: int = 0
-    first_bad: list[str] = field(default_factory=list)
-    smallest_keys: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, dtype=np.uint64))
-    files: list[ReadFile] = field(default_factory=list)
 
-    def add(self, block: EncodedBlock) -> None:
-        self.records += block.records
-        self.filtered += block.filtered
-        self.empty += block.empty
-        self.bad += block.bad
-        self.first_bad = (self.first_bad + block.first_bad)[:5]
-
-    def add_kept(self, keys: NDArray[np.uint64]) -> None:
-        self.documents += len(keys)
-        smallest = np.unique(np.concatenate((self.smallest_keys, keys)))
-        self.smallest_keys = smallest[: _WANTED_VALIDATION_DOCUMENTS + 1]
+def _fingerprint_at(out: Path) -> str | None:
+    try:
+        return read_manifest(out).fingerprint
+    except UserError:
+        return None  # there is none, or a damaged one
 
 
 class _Build:
@@ -200,9 +200,10 @@ class _Build:
         """Encode everything and write the manifest last."""
         fraction = self._settings.validation
         notes: list[str] = []
+        check_fields(self._sources.files, self._encode_settings().parse)
         tally, splits = self._encode(fraction)
         if fraction > 0 and splits["validation"].documents == 0:
-            fraction = _raised_fraction(tally)
+            fraction = raised_fraction(tally)
             notes.append(
                 f"no document of {tally.documents} fell in a validation split of "
                 f"{self._settings.validation:g}; it was raised to {fraction:.3g}."
@@ -214,21 +215,24 @@ class _Build:
                 f"all {tally.documents} documents fell in the validation split; lower "
                 "--validation, or split by a field that has more values."
             )
+        notes += _cut_notes(tally, self._settings)
         self._tokenizer.save(self._directory / TOKENIZER_DIRECTORY)
         sync_files(self._directory / TOKENIZER_DIRECTORY)
-        write_synced(self._directory / LISTING_NAME, listing_text(tally.files))
-        manifest = self._manifest(name, licence, fraction, notes, tally, splits)
+        files = tally.read_files()
+        write_synced(self._directory / LISTING_NAME, listing_text(files))
+        manifest = self._manifest(name, licence, fraction, notes, tally, files, splits)
         write_synced(self._directory / MANIFEST_NAME, manifest.model_dump_json(indent=2) + "\n")
         return manifest
 
-    def _encode(self, fraction: float) -> tuple[_Tally, dict[str, SplitRecord]]:
+    def _encode(self, fraction: float) -> tuple[Tally, dict[str, SplitRecord]]:
         """One pass: all blocks encoded, deduplicated in order, and written by split."""
-        tally = _Tally()
+        tally = Tally(self._sources.files)
         self._bytes_read = 0
         blocks = read_blocks(
             self._sources.files,
             self._settings.block_bytes or auto_block_bytes(self._sources.files),
-            finished=lambda file, digest: tally.files.append(_read_file(file, digest)),
+            self._encode_settings().parse,
+            finished=tally.finished,
             advanced=self._advance,
         )
         encoded = encode_blocks(blocks, self._encode_settings(), self._num_workers)
@@ -237,18 +241,18 @@ class _Build:
         try:
             with self._writer("train") as train, self._writer("validation") as validation:
                 for block in encoded:
-                    tally.add(block)
-                    _check_bad(tally, self._settings, final=False)
                     kept = np.ones(len(block.lengths), dtype=np.bool_)
                     if seen is not None:
                         kept = seen.add(block.hashes)
-                        tally.duplicates += int(len(kept) - kept.sum())
+                    kept = tally.add(block, kept, self._settings)
+                    check_bad(tally, self._settings, final=False)
                     held_out = block.split_keys < threshold
-                    tally.add_kept(block.split_keys[kept])
                     _write(train, block, kept & ~held_out)
                     _write(validation, block, kept & held_out)
-                    self._report(self._progress(tally, train.num_tokens + validation.num_tokens))
-                _check_bad(tally, self._settings, final=True)
+                    self._report(self._progress(tally))
+                    if tally.cut:
+                        break
+                check_bad(tally, self._settings, final=True)
                 splits = {"train": train.finish(), "validation": validation.finish()}
         finally:
             encoded.close()
@@ -259,8 +263,8 @@ class _Build:
     def _advance(self, size: int) -> None:
         self._bytes_read += size
 
-    def _progress(self, tally: _Tally, tokens: int) -> Progress:
-        return Progress(self._bytes_read, self._sources.num_bytes, tally.documents, tokens)
+    def _progress(self, tally: Tally) -> Progress:
+        return Progress(self._bytes_read, self._sources.num_bytes, tally.documents, tally.tokens)
 
     def _writer(self, split: str) -> SplitWriter:
         return SplitWriter(
@@ -287,7 +291,8 @@ class _Build:
         licence: str | None,
         fraction: float,
         notes: list[str],
-        tally: _Tally,
+        tally: Tally,
+        files: Sequence[ReadFile],
         splits: dict[str, SplitRecord],
     ) -> Manifest:
         tokenizer = _tokenizer_record(self._tokenizer)
@@ -295,8 +300,8 @@ class _Build:
             format_version=FORMAT_VERSION,
             name=name,
             created_by=f"llamita {llamita.__version__}",
-            fingerprint=fingerprint_of(tally.files, tokenizer, self._settings),
-            sources=_source_records(self._sources, licence),
+            fingerprint=fingerprint_of(files, tokenizer, self._settings),
+            sources=_source_records(self._sources, tally, licence),
             tokenizer=tokenizer,
             settings=self._settings,
             validation_fraction=fraction,
@@ -313,6 +318,7 @@ class _Build:
             first_bad=tuple(tally.first_bad),
             notes=tuple(notes),
             splits=splits,
+            cut=tally.cut,
         )
 
 
@@ -324,47 +330,6 @@ def _write(writer: SplitWriter, block: EncodedBlock, chosen: NDArray[np.bool_]) 
     writer.write(tokens, block.lengths[chosen], block.text_bytes[chosen])
 
 
-def _raised_fraction(tally: _Tally) -> float:
-    """The least fraction that holds out ten documents (a tenth of them, where there are fewer than
-    a hundred), found from the smallest hashes."""
-    keys = tally.smallest_keys
-    if len(keys) < 2:
-        raise UserError(
-            f"{tally.documents} documents cannot be divided into training and validation; give "
-            "more text, smaller --block-bytes, or --validation 0."
-        )
-    wanted = min(_WANTED_VALIDATION_DOCUMENTS, max(1, tally.documents // 10), len(keys) - 1)
-    # Half way to the next hash: rounding to a double cannot cross it.
-    return (float(keys[wanted - 1]) / 2 + float(keys[wanted]) / 2) / 2.0**64
-
-
-def _check_bad(tally: _Tally, settings: BuildSettings, *, final: bool) -> None:
-    """Refuse too many bad records at the end, or on the way once it is past hope: most of a
-    thousand or more."""
-    examples = "".join(f"\n  {reason}" for reason in tally.first_bad)
-    mostly_bad = tally.bad > max(0.5, settings.max_bad_fraction) * tally.records
-    if mostly_bad and (final or tally.records >= 1000):
-        raise UserError(_too_many_bad(tally, settings) + examples)
-    if not final:
-        return
-    if tally.bad > max(_ALLOWED_BAD, settings.max_bad_fraction * tally.records):
-        raise UserError(_too_many_bad(tally, settings) + examples)
-    if tally.documents == 0:
-        raise UserError(
-            f"the sources hold no document: {tally.records} records, of which {tally.filtered} "
-            f"did not satisfy `where`, {tally.empty} were empty and {tally.bad} bad; name sources "
-            f"that hold text.{examples}"
-        )
-
-
-def _too_many_bad(tally: _Tally, settings: BuildSettings) -> str:
-    return (
-        f"{tally.bad} of {tally.records} records are bad, more than max_bad_fraction "
-        f"{settings.max_bad_fraction:g} allows; mend or leave out those files, or raise "
-        "--max-bad-fraction. The first ones:"
-    )
-
-
 def _check_settings(settings: BuildSettings, tokenizer: Tokenizer, num_workers: int | None) -> None:
     if not 0 <= settings.validation < 1:
         raise UserError(f"validation is a fraction from 0 to below 1, not {settings.validation}.")
@@ -374,6 +339,12 @@ def _check_settings(settings: BuildSettings, tokenizer: Tokenizer, num_workers: 
         raise UserError(f"shard_tokens must be 1 or more, not {settings.shard_tokens}.")
     if settings.block_bytes is not None and settings.block_bytes < 16:
         raise UserError(f"block_bytes must be 16 or more, not {settings.block_bytes}.")
+    for name, bound in (
+        ("max_documents", settings.max_documents),
+        ("max_tokens", settings.max_tokens),
+    ):
+        if bound is not None and bound < 1:
+            raise UserError(f"{name} must be 1 or more, not {bound}.")
     if num_workers is not None and num_workers < 0:
         raise UserError(f"num_workers must be 0 or more, not {num_workers}.")
     for flag, wanted, token in (
@@ -400,13 +371,17 @@ def _check_out(out: Path) -> None:
 def _num_workers(wanted: int | None, sources: SourceList) -> int:
     if wanted is not None:
         return wanted
-    size = sum(file.size * (4 if file.compression else 1) for file in sources.files)
-    if size <= _SMALL_BYTES:
+    size = sum(
+        file.size * (4 if file.compression or file.kind == "columns" else 1)
+        for file in sources.files
+    )
+    streamed = any(isinstance(file, SourceDataset) and file.streaming for file in sources.files)
+    if size <= _SMALL_BYTES and not streamed:
         return 0
     # macOS has no affinity
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return min(cores, math.ceil(size / _SMALL_BYTES))
+    return cores if streamed else min(cores, math.ceil(size / _SMALL_BYTES))
 
 
 def _tokenizer_record(tokenizer: Tokenizer) -> TokenizerRecord:
@@ -431,20 +406,37 @@ def _keep_tokenizer(directory: Path, tokenizer: Tokenizer) -> None:
         tokenizer.save(directory)
 
 
-def _source_records(sources: SourceList, licence: str | None) -> tuple[SourceRecord, ...]:
+def _source_records(
+    sources: SourceList, tally: Tally, licence: str | None
+) -> tuple[SourceRecord, ...]:
     return tuple(
         SourceRecord(
             name=name,
             files=sum(file.source == number for file in sources.files),
             bytes=sum(file.size for file in sources.files if file.source == number),
-            licence=licence,
+            licence=licence_of(licence, sources.datasets.get(number)),
+            records=tally.records_of[number],
+            dataset=sources.datasets.get(number),
         )
         for number, name in enumerate(sources.names)
     )
 
 
-def _read_file(file: SourceFile, digest: str) -> ReadFile:
-    return ReadFile(file.source, file.name, file.size, file.mtime_ns, digest)
+def _cut_notes(tally: Tally, settings: BuildSettings) -> list[str]:
+    if not tally.cut:
+        return []
+    bounds = [
+        f"{name} {bound:,}"
+        for name, bound in (
+            ("max_documents", settings.max_documents),
+            ("max_tokens", settings.max_tokens),
+        )
+        if bound is not None
+    ]
+    return [
+        f"reading ended at {' and '.join(bounds)}, with {tally.documents:,} documents and "
+        f"{tally.tokens:,} tokens; the rest of the sources was left unread."
+    ]
 
 
 def _whole(manifest: Manifest, sources: SourceList, message: str) -> Progress:

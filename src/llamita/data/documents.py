@@ -1,8 +1,8 @@
 """From files to documents, in bounded memory.
 
-The reading side cuts files into blocks of about a megabyte at line ends; the parsing side, in a
-worker, turns a block into documents. Blocks depend on the files alone, so that the documents and
-their order are the same for any number of workers.
+The reading side cuts files into blocks of about a megabyte at line ends or between rows; the
+parsing side, in a worker, turns a block into documents. Blocks depend on the files alone, so that
+the documents and their order are the same for any number of workers.
 """
 
 from __future__ import annotations
@@ -12,79 +12,34 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import IO, Any, Literal, cast
+from typing import IO, cast
 
-from llamita.data.sources import SNIFF_BYTES, SourceFile
-from llamita.data.where import Condition, FieldError, field_of, parse_where
+from llamita.data.blocks import (
+    MAX_LINE_BYTES,
+    READ_BYTES,
+    Block,
+    Document,
+    Parsed,
+    ParseSettings,
+    Part,
+    PartReader,
+    document_of,
+)
+from llamita.data.columns import ColumnReader, parse_columns
+from llamita.data.dataset_sources import DatasetReader, SourceDataset
+from llamita.data.sources import SNIFF_BYTES, Source, SourceFile
+from llamita.data.where import Condition, FieldError, Record
 from llamita.errors import UserError
 
-READ_BYTES = 1 << 20
-# A longer line is a fault in the file, not a document: it is counted as bad and not held.
-MAX_LINE_BYTES = 32 << 20
 _MIN_BLOCK_BYTES = 2 << 10
 _MAX_BLOCK_BYTES = 1 << 20
 _WANTED_BLOCKS = 1000
 # Fewer files than this are divided, since one file in a hundred is the usual validation split.
 _FEW_FILES = 100
-_KEPT_REASONS = 5
 _MAX_PARTS = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Bytes of one file: whole lines of records, or one document of text."""
-
-    name: str
-    line: int
-    data: bytes
-
-
-@dataclass(slots=True)
-class Block:
-    """About a megabyte of parts of one kind; `bad` names what the reader had to leave out."""
-
-    kind: Literal["text", "records"]
-    parts: list[Part] = field(default_factory=list)
-    bad: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """A text, and the value whose hash decides its split."""
-
-    text: str
-    encoded: bytes
-    split_key: bytes
-
-
-@dataclass(slots=True)
-class Parsed:
-    """The documents of a block, and what became of its other records."""
-
-    documents: list[Document] = field(default_factory=list)
-    records: int = 0
-    filtered: int = 0
-    empty: int = 0
-    bad: int = 0
-    first_bad: list[str] = field(default_factory=list)
-
-    def add_bad(self, reason: str) -> None:
-        self.bad += 1
-        if len(self.first_bad) < _KEPT_REASONS:
-            self.first_bad.append(reason)
-
-
-@dataclass(frozen=True, slots=True)
-class ParseSettings:
-    """How records become documents; picklable."""
-
-    text_field: str = "text"
-    where: tuple[str, ...] = ()
-    split_by: str | None = None
-
-
-def auto_block_bytes(files: Sequence[SourceFile]) -> int:
+def auto_block_bytes(files: Sequence[Source]) -> int:
     """Size of the blocks that a large text file is divided into.
 
     1 MiB; where all the text is in fewer than 100 files, a thousandth of it but at least 2 KiB, so
@@ -97,28 +52,32 @@ def auto_block_bytes(files: Sequence[SourceFile]) -> int:
 
 
 def read_blocks(
-    files: Sequence[SourceFile],
+    files: Sequence[Source],
     block_bytes: int,
-    finished: Callable[[SourceFile, str], None] | None = None,
+    settings: ParseSettings | None = None,
+    finished: Callable[[Source, str], None] | None = None,
     advanced: Callable[[int], None] | None = None,
 ) -> Iterator[Block]:
-    """Read files in order.
+    """Read files and datasets in order.
 
-    `finished(file, BLAKE2b-256 of its bytes)` is called after each file, `advanced(bytes)` after
-    each read from disk.
+    Of columns, those that `settings` (default: `ParseSettings()`) looks at are read.
+    `finished(file, BLAKE2b-256 of its bytes)` is called after each file (with "" after a dataset,
+    which has no bytes of its own), `advanced(bytes)` after each read.
 
     Raises:
-        UserError: a file cannot be read, or is a damaged archive.
+        UserError: a file cannot be read, is a damaged archive, or lacks a column.
     """
+    settings = settings or ParseSettings()
     block, held = Block("text"), 0
-    for file in files:
-        if file.kind != block.kind:
+    for number, file in enumerate(files):
+        if (file.kind, file.source) != (block.kind, block.source):
             if block.parts or block.bad:
                 yield block
-            block, held = Block(file.kind), 0
-        with _Reader(file, advanced) as reader:
+            block, held = Block(file.kind, file.source), 0
+        with _open(file, settings, advanced) as reader:
             try:
-                for part in _parts(file, reader, block_bytes):
+                for part in reader.parts(block_bytes):
+                    block.last_file = number
                     if isinstance(part, str):
                         block.bad.append(part)
                     else:
@@ -126,7 +85,7 @@ def read_blocks(
                         held += len(part.data)
                     if held >= READ_BYTES or len(block.parts) + len(block.bad) >= _MAX_PARTS:
                         yield block
-                        block, held = Block(file.kind), 0
+                        block, held = Block(file.kind, file.source), 0
                 digest = reader.digest()
             except (OSError, EOFError, zlib.error) as error:
                 raise UserError(
@@ -136,6 +95,21 @@ def read_blocks(
             finished(file, digest)
     if block.parts or block.bad:
         yield block
+
+
+def check_fields(files: Sequence[Source], settings: ParseSettings) -> None:
+    """Look into the schema of whatever has one, before anything is built.
+
+    Raises:
+        UserError: a file is damaged, lacks a column, or its text column holds no strings.
+    """
+    fields = settings.fields()
+    for file in files:
+        if isinstance(file, SourceDataset):
+            DatasetReader(file, fields).check()
+        elif file.kind == "columns":
+            with ColumnReader(file, fields) as reader:
+                reader.check()
 
 
 def parse_block(block: Block, settings: ParseSettings, where: Sequence[Condition]) -> Parsed:
@@ -149,20 +123,28 @@ def parse_block(block: Block, settings: ParseSettings, where: Sequence[Condition
         if block.kind == "text":
             found.records += 1
             _parse_text(part, found)
-        else:
+        elif block.kind == "records":
             _parse_lines(part, settings, where, found)
+        else:
+            parse_columns(part, settings, where, found)
     return found
 
 
-def compile_where(where: Sequence[str]) -> list[Condition]:
-    """Compile all conditions; each of them must hold."""
-    return [parse_where(text) for text in where]
+def _open(
+    file: Source, settings: ParseSettings, advanced: Callable[[int], None] | None
+) -> PartReader:
+    if isinstance(file, SourceDataset):
+        return DatasetReader(file, settings.fields(), advanced)
+    if file.kind == "columns":
+        return ColumnReader(file, settings.fields(), advanced)
+    return _Reader(file, advanced)
 
 
 class _Reader:
     """A file's bytes, decompressed, while hashing what lies on disk."""
 
     def __init__(self, file: SourceFile, advanced: Callable[[int], None] | None = None) -> None:
+        self._file = file
         self._advanced = advanced
         try:
             self._raw = file.path.open("rb")
@@ -201,6 +183,11 @@ class _Reader:
                 raise OSError(str(error)) from error
             raise
 
+    def parts(self, block_bytes: int) -> Iterator[Part | str]:
+        if self._file.kind == "records":
+            return _record_parts(self._file.name, self)
+        return _text_parts(self._file.name, self, block_bytes)
+
     def digest(self) -> str:
         while self.read(READ_BYTES):
             pass
@@ -218,12 +205,6 @@ def _open_zstd(reader: _Reader, file: SourceFile) -> IO[bytes]:
         cast("IO[bytes]", reader), read_across_frames=True
     )
     return stream
-
-
-def _parts(file: SourceFile, reader: _Reader, block_bytes: int) -> Iterator[Part | str]:
-    if file.kind == "records":
-        return _record_parts(file.name, reader)
-    return _text_parts(file.name, reader, block_bytes)
 
 
 def _record_parts(name: str, reader: _Reader) -> Iterator[Part | str]:
@@ -318,38 +299,16 @@ def _parse_lines(
             continue
         found.records += 1
         try:
-            document = _parse_record(line, settings, where)
+            found.add(document_of(_record(line), settings, where))
         except (ValueError, RecursionError) as error:
-            found.add_bad(f"{part.name}:{number}: {_reason(error)}")
-            continue
-        if document is None:
-            found.filtered += 1
-        elif document.text.isspace() or not document.text:
-            found.empty += 1
-        else:
-            found.documents.append(document)
+            found.add_bad(f"{part.name}{part.mark}{number}: {_reason(error)}")
 
 
-def _parse_record(
-    line: bytes, settings: ParseSettings, where: Sequence[Condition]
-) -> Document | None:
+def _record(line: bytes) -> Record:
     record = json.loads(line.decode("utf-8"))
     if not isinstance(record, dict):
         raise FieldError(f"a record must be a JSON object, this is {type(record).__name__}")
-    if not all(condition(record) for condition in where):
-        return None
-    text = field_of(record, settings.text_field)
-    if not isinstance(text, str):
-        raise FieldError(
-            f"field {settings.text_field!r} must be a string, it is {type(text).__name__}"
-        )
-    encoded = text.encode("utf-8")
-    key = encoded if settings.split_by is None else _split_key(record, settings.split_by)
-    return Document(text, encoded, key)
-
-
-def _split_key(record: dict[str, Any], path: str) -> bytes:
-    return json.dumps(field_of(record, path), sort_keys=True).encode()
+    return record
 
 
 def _reason(error: ValueError | RecursionError) -> str:

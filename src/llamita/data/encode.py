@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llamita.data.documents import Block, ParseSettings, compile_where, parse_block
+from llamita.data.blocks import Block, ParseSettings, compile_where
+from llamita.data.documents import parse_block
 from llamita.data.fast_encode import FastEncoder
 from llamita.data.tokenizer import Tokenizer
 
@@ -33,7 +34,7 @@ class EncodedBlock:
     """The documents of a block as arrays of one entry a document, `tokens` joined.
 
     `hashes` are BLAKE2b-128 of the texts; `split_keys` the first 64 bits of the hash that decides
-    the split, as a number.
+    the split, as a number. `source` and `last_file` are the block's.
     """
 
     tokens: NDArray[Any]
@@ -46,6 +47,8 @@ class EncodedBlock:
     empty: int
     bad: int
     first_bad: list[str]
+    source: int
+    last_file: int
 
 
 class BlockEncoder:
@@ -77,6 +80,8 @@ class BlockEncoder:
             empty=parsed.empty,
             bad=parsed.bad,
             first_bad=parsed.first_bad,
+            source=block.source,
+            last_file=block.last_file,
         )
 
     def _encode(self, texts: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.int64]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -46,13 +46,30 @@ class SplitRecord(_Record):
     shards: tuple[ShardRecord, ...]
 
 
+class DatasetRecord(_Record):
+    """What a source that is a dataset of the library `datasets` says of itself: a folder that it
+    saved, an object with a length (`map-style`), or a stream."""
+
+    kind: Literal["saved", "map-style", "streaming"]
+    name: str | None
+    config: str | None
+    split: str | None
+    revision: str | None
+    fingerprint: str | None
+    rows: int | None
+    licence: str | None
+
+
 class SourceRecord(_Record):
-    """One source as it was given (without the path to it), with its size on disk in bytes."""
+    """One source as it was given (without the path to it), with its size on disk in bytes and the
+    number of records read of it (`None` in datasets built before these were counted)."""
 
     name: str
     files: int
     bytes: int
     licence: str | None
+    records: int | None = None
+    dataset: DatasetRecord | None = None
 
 
 class TokenizerRecord(_Record):
@@ -77,6 +94,16 @@ class BuildSettings(_Record):
     shard_tokens: int
     block_bytes: int | None
     max_bad_fraction: float
+    max_documents: int | None = None
+    max_tokens: int | None = None
+
+    def for_fingerprint(self) -> dict[str, Any]:
+        """All settings; a bound that is not set is left out, as before there were any."""
+        values = self.model_dump()
+        for bound in ("max_documents", "max_tokens"):
+            if values[bound] is None:
+                del values[bound]
+        return values
 
 
 class Counts(_Record):
@@ -93,7 +120,8 @@ class Counts(_Record):
 
 class Manifest(_Record):
     """manifest.json. `fingerprint` depends on contents, tokenizer and settings alone: not on time,
-    machine paths or number of workers."""
+    machine paths or number of workers. `cut` says that a bound ended the build before the sources
+    did."""
 
     format_version: int
     name: str
@@ -108,6 +136,7 @@ class Manifest(_Record):
     first_bad: tuple[str, ...]
     notes: tuple[str, ...]
     splits: dict[str, SplitRecord]
+    cut: bool = False
 
     @property
     def num_tokens(self) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamita.data.build import TOKENIZER_DIRECTORY
-from llamita.data.manifest import Manifest, SplitRecord
+from llamita.data.manifest import Manifest, SourceRecord, SplitRecord
 from llamita.data.shards import Dataset, TokenStream, open_dataset
 from llamita.data.tokenizer import Tokenizer, load_tokenizer
 from llamita.errors import UserError
@@ -139,13 +139,22 @@ def _tree(dataset: Dataset, share: float | None, tokens: float | None) -> list[s
     lines += [f"├─ {name}: {_split_line(split)}" for name, split in splits]
     lines.append(f"├─ {_made_of(manifest)}")
     for number, source in enumerate(manifest.sources):
-        licence = f", licence {source.licence}" if source.licence else ""
         turn = "└─" if number == len(manifest.sources) - 1 else "├─"
-        lines.append(
-            f"{turn} from {source.name}: {source.files:,} file{'s'[: source.files != 1]}, "
-            f"{_bytes(source.bytes)}{licence}"
-        )
+        lines.append(f"{turn} from {_source_line(source)}")
     return lines
+
+
+def _source_line(source: SourceRecord) -> str:
+    dataset = source.dataset
+    parts = []
+    if dataset is None or dataset.kind == "saved":
+        parts += [f"{source.files:,} file{'s'[: source.files != 1]}", _bytes(source.bytes)]
+    if dataset is not None:
+        parts += [f"{source.records:,} rows", dataset.kind]
+        parts += [f"revision {dataset.revision[:12]}"] if dataset.revision else []
+    if source.licence:
+        parts.append(f"licence {source.licence}")
+    return f"{source.name}: {', '.join(parts)}"
 
 
 def _split_line(split: SplitRecord) -> str:

@@ -9,17 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llamita.data.atomic import exclusive, fresh_directory, publish, sync_files
-from llamita.data.documents import (
-    READ_BYTES,
-    Parsed,
-    ParseSettings,
-    compile_where,
-    parse_block,
-    read_blocks,
-)
+from llamita.data.blocks import READ_BYTES, Parsed, ParseSettings, compile_where
+from llamita.data.documents import check_fields, parse_block, read_blocks
 from llamita.data.manifest import building_directory
 from llamita.data.pre_tokenizers import PRE_TOKENIZERS, make_pre_tokenizer
-from llamita.data.sources import list_sources
+from llamita.data.sources import Given, list_sources
 from llamita.data.tokenizer import Tokenizer
 from llamita.errors import UserError, did_you_mean
 
@@ -32,7 +26,7 @@ _ALLOWED_BAD = 10
 
 
 def train_tokenizer(
-    sources: str | Path | Sequence[str | Path],
+    sources: Given | Sequence[Given],
     out: str | Path,
     vocab_size: int,
     *,
@@ -42,6 +36,7 @@ def train_tokenizer(
     text_field: str = "text",
     where: str | Sequence[str] | None = None,
     max_bytes: int | None = 256_000_000,
+    max_documents: int | None = None,
     max_bad_fraction: float = 0.01,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tokenizer:
@@ -60,20 +55,27 @@ def train_tokenizer(
         chat_template: a Jinja chat template to store.
         max_bytes: train on at most so much text, drawn evenly over all documents by their hash
             and held in memory; `None` for all of it, streamed.
-        progress: called with bytes read and bytes in all, on disk.
+        max_documents: read no more than so many documents of the sources: for a stream, all of
+            which would be read otherwise.
+        progress: called with bytes read and bytes in all, on disk (0 where that is not known).
 
     Raises:
         UserError: an unknown pre-tokenizer, a vocab_size that the specials and bytes do not leave
             room in or that the text is too small for, unusable sources.
     """
     specials = (BOS, EOS, PAD, *special_tokens)
-    _check(vocab_size, pre_tokenizer, specials, max_bytes)
+    _check(vocab_size, pre_tokenizer, specials, max_bytes, max_documents)
     out = Path(out)
     if out.exists() and not (out / "tokenizer.json").is_file() and any(out.iterdir()):
         raise UserError(f"{out} exists and is not a tokenizer; name another --out.")
     conditions = (where,) if isinstance(where, str) else tuple(where or ())
     texts = _Texts(
-        sources, ParseSettings(text_field, conditions), max_bad_fraction, max_bytes, progress
+        sources,
+        ParseSettings(text_field, conditions),
+        max_bad_fraction,
+        max_bytes,
+        max_documents,
+        progress,
     )
     with exclusive(out, "tokenizer"):
         backend = _train(texts, vocab_size, pre_tokenizer, specials)
@@ -123,17 +125,20 @@ class _Texts:
 
     def __init__(
         self,
-        sources: str | Path | Sequence[str | Path],
+        sources: Given | Sequence[Given],
         settings: ParseSettings,
         max_bad_fraction: float,
         max_bytes: int | None,
+        max_documents: int | None,
         progress: Callable[[int, int], None] | None,
     ) -> None:
         self._listed = list_sources(sources)
+        check_fields(self._listed.files, settings)
         self._settings = settings
         self._where = compile_where(settings.where)
         self._max_bad_fraction = max_bad_fraction
         self._max_bytes = max_bytes
+        self._max_documents = max_documents
         self._progress = progress
         self._bytes_read = 0
         self.num_documents = 0
@@ -149,13 +154,18 @@ class _Texts:
 
     def _parsed(self) -> Iterator[Parsed]:
         records, bad, first_bad = 0, 0, list[str]()
-        for block in read_blocks(self._listed.files, READ_BYTES, advanced=self._advance):
+        blocks = read_blocks(self._listed.files, READ_BYTES, self._settings, advanced=self._advance)
+        for block in blocks:
             parsed = parse_block(block, self._settings, self._where)
+            if self._max_documents is not None:
+                del parsed.documents[self._max_documents - self.num_documents :]
             records += parsed.records
             bad += parsed.bad
             first_bad = (first_bad + parsed.first_bad)[:5]
             self.num_documents += len(parsed.documents)
             yield parsed
+            if self.num_documents == self._max_documents:
+                break
         self.examples = "".join(f"\n  {reason}" for reason in first_bad)
         if bad > max(_ALLOWED_BAD, self._max_bad_fraction * records) or 2 * bad > records:
             raise UserError(
@@ -184,7 +194,11 @@ class _Texts:
 
 
 def _check(
-    vocab_size: int, pre_tokenizer: str, specials: Sequence[str], max_bytes: int | None
+    vocab_size: int,
+    pre_tokenizer: str,
+    specials: Sequence[str],
+    max_bytes: int | None,
+    max_documents: int | None,
 ) -> None:
     if pre_tokenizer not in PRE_TOKENIZERS:
         raise UserError(
@@ -201,3 +215,5 @@ def _check(
         )
     if max_bytes is not None and max_bytes < 1:
         raise UserError(f"max_bytes must be 1 or more, not {max_bytes}.")
+    if max_documents is not None and max_documents < 1:
+        raise UserError(f"max_documents must be 1 or more, not {max_documents}.")

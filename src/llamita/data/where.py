@@ -62,9 +62,22 @@ def parse_where(text: str) -> Condition:
     return condition
 
 
+def fields_of(text: str) -> tuple[str, ...]:
+    """The fields that a condition looks at, in the order in which it names them.
+
+    Raises:
+        UserError: `text` is no condition (see `parse_where`).
+    """
+    parser = _Parser(text)
+    parser.either()
+    parser.end()
+    return tuple(dict.fromkeys(parser.fields))
+
+
 class _Parser:
     def __init__(self, text: str) -> None:
         self._text = text
+        self.fields: list[str] = []
         self._tokens: list[tuple[str, str]] = []
         self._place = 0
         position, end = 0, len(text.rstrip())
@@ -107,6 +120,7 @@ class _Parser:
         if kind not in ("word", "quoted") or (kind == "word" and field in _KEYWORDS):
             raise self._error(f"expected a field, found {field!r}")
         field = field[1:-1] if kind == "quoted" else field
+        self.fields.append(field)
         sign = self._next("an operator")[1]
         if sign == "not":
             self._expect("in")

@@ -18,7 +18,7 @@ from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Any
 
-from llamita.data.documents import Block
+from llamita.data.blocks import Block
 from llamita.data.encode import BlockEncoder, EncodedBlock, EncodeSettings
 
 _FRAME = struct.Struct("<Q")

@@ -40,10 +40,14 @@ class ProgressLine:
         if now - self._last < self._interval:
             return
         self._last = now
-        share = done / total if total else 0.0
         elapsed = now - self._start
-        rest = duration(elapsed / share - elapsed) if share > 0 else "?"
-        line = f"{self._what}: {share:.0%}, {rest} left" + (f", {detail}" if detail else "")
+        if total:
+            share = done / total
+            rest = duration(elapsed / share - elapsed) if share > 0 else "?"
+            line = f"{self._what}: {share:.0%}, {rest} left"
+        else:  # nobody knows where a stream ends
+            line = f"{self._what}: for {duration(elapsed)}"
+        line += f", {detail}" if detail else ""
         if self._terminal:
             self._stream.write(f"\r\x1b[K{line}")
         else:
