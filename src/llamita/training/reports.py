@@ -1,10 +1,56 @@
-"""What people see while a run goes: one steady line."""
+"""What people see while a run goes: one steady line; and the plan as events tell it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
+
+from llamita.architecture.counts import num_parameters
+from llamita.planning.plan import TrainingPlan
 from llamita.planning.quantities import duration, gigabytes
+from llamita.training.devices import free_memory, memory_used
+from llamita.training.schedule import learning_rate_factor
+
+
+def planned(plan: TrainingPlan) -> dict[str, Any]:
+    """Recipe, size and stages, so that who reads the events needs no other file."""
+    stages, first = [], plan.first_step
+    for stage in plan.stages:
+        ends = learning_rate_factor(stage.stage, stage.num_steps - 1, stage.batch_tokens)
+        stages.append(
+            {
+                "name": stage.stage.name,
+                "first_step": first,
+                "num_steps": stage.num_steps,
+                "batch_tokens": stage.batch_tokens,
+                "sequence_length": stage.sequence_length,
+                "mixture": dict(stage.stage.mixture),
+                "epochs": {name: list(epochs) for name, epochs in stage.epochs.items()},
+                "learning_rate": stage.learning_rate,
+                "learning_rate_at_end": stage.learning_rate * ends,
+            }
+        )
+        first += stage.num_steps
+    return {
+        "recipe": plan.recipe.model_dump(mode="json"),
+        "parameters": num_parameters(plan.config),
+        "stages": stages,
+    }
+
+
+def memory_limit(device: torch.device) -> int:
+    """Bytes that `memory_used` can grow to.
+
+    On the CPU what is used and what is available: pages of mapped data count as used there, but
+    the kernel takes them back when it must.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
+    return memory_used(device) + free_memory(device)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,229 @@
+"""Which curves a report shows. The page's SVG, its script and the PNGs all draw from this list."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llamita.reporting.report_records import DATASET, RunRecord
+from llamita.reporting.report_series import Table, finite, number
+
+NUM_COLOURS = 7
+"""Colours that the page's style defines, told apart with any common colour blindness."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a figure: columns of a table of a run.
+
+    `smoothed` names a second column, drawn bold over the faint raw one. `dash` numbers a pattern,
+    so that lines differ by more than colour.
+    """
+
+    run: int
+    table: str
+    column: str
+    label: str
+    colour: int
+    dash: int = 0
+    smoothed: str | None = None
+
+
+@dataclass(frozen=True)
+class Level:
+    """A horizontal line, such as what was estimated beforehand."""
+
+    value: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """`unit` decides how values are written: number, rate, bytes or share."""
+
+    key: str
+    title: str
+    explanation: str
+    unit: str
+    curves: Sequence[Curve]
+    wide: bool = False
+    log: bool = False
+    """Whether the y axis may be made logarithmic."""
+    zero: bool = False
+    """Whether the y axis begins at zero."""
+    levels: Sequence[Level] = ()
+
+
+def table_of(run: RunRecord, name: str) -> Table:
+    """`steps`, `progress` or `validation`."""
+    table = getattr(run, name)
+    assert isinstance(table, Table)
+    return table
+
+
+def label_runs(runs: Sequence[RunRecord]) -> list[str]:
+    """A name for each run that no other bears: its own, with its directory where needed."""
+    names = Counter(run.name for run in runs)
+    labels = [
+        run.name if names[run.name] == 1 else f"{run.name} ({run.directory.name})" for run in runs
+    ]
+    again = Counter(labels)
+    return [
+        label if again[label] == 1 else f"{run.name} ({run.directory})"
+        for run, label in zip(runs, labels, strict=True)
+    ]
+
+
+def figures(runs: Sequence[RunRecord]) -> list[Figure]:
+    """The figures that have something to show."""
+    return [figure for figure in (*_of_learning(runs), *_of_machine(runs)) if figure.curves]
+
+
+def _of_learning(runs: Sequence[RunRecord]) -> list[Figure]:
+    return [
+        Figure(
+            "loss",
+            "Training loss",
+            "Nats a token of each step's batch, faint; its centred mean over 2% of the steps, bold."
+            " Crosses are skipped steps.",
+            "number",
+            _each(runs, "steps", "loss", "loss_smoothed"),
+            wide=True,
+            log=True,
+        ),
+        Figure(
+            "bits_per_byte",
+            "Validation",
+            "Bits per byte of held-out text; lower is better.",
+            "number",
+            _validation(runs),
+            wide=True,
+            log=True,
+        ),
+        Figure(
+            "learning_rate",
+            "Learning rate",
+            "As the optimizer was given it, before any scaling of groups.",
+            "number",
+            _each(runs, "steps", "learning_rate"),
+            log=True,
+            zero=True,
+        ),
+        Figure(
+            "grad_norm",
+            "Gradient norm",
+            "Global norm before clipping, faint; its centred mean, bold.",
+            "number",
+            _each(runs, "steps", "grad_norm", "grad_norm_smoothed"),
+            log=True,
+        ),
+    ]
+
+
+def _of_machine(runs: Sequence[RunRecord]) -> list[Figure]:
+    return [
+        Figure(
+            "tokens_per_second",
+            "Throughput",
+            "Tokens trained on a second; validation and saving left out.",
+            "rate",
+            _each(runs, "progress", "tokens_per_second"),
+            zero=True,
+        ),
+        Figure(
+            "mfu",
+            "MFU",
+            "Share of the matrix-product rate measured on this device.",
+            "share",
+            _each(runs, "progress", "mfu"),
+            zero=True,
+        ),
+        Figure(
+            "memory_bytes",
+            "Memory",
+            "Resident set on a CPU, the allocator's peak on a GPU.",
+            "bytes",
+            _each(runs, "progress", "memory_bytes"),
+            zero=True,
+            levels=_estimates(runs),
+        ),
+        Figure(
+            "data_wait",
+            "Waiting for data",
+            "Share of the time in which a step waited for its batch.",
+            "share",
+            _each(runs, "progress", "data_wait"),
+            zero=True,
+        ),
+    ]
+
+
+def estimate_total(run: RunRecord) -> float:
+    """Bytes that the run was estimated to need, from its `memory` event; NaN without one."""
+    parts = run.last("memory").get("estimate")
+    return sum(map(number, parts.values())) if isinstance(parts, dict) and parts else math.nan
+
+
+def _estimates(runs: Sequence[RunRecord]) -> list[Level]:
+    """One run's estimate above its baseline. (Lines of several would hide one another.)"""
+    if len(runs) != 1:
+        return []
+    base = number(runs[0].last("memory").get("baseline_bytes", 0))
+    total = estimate_total(runs[0]) + base
+    return [Level(total, "estimated")] if math.isfinite(total) else []
+
+
+def _each(
+    runs: Sequence[RunRecord], table: str, column: str, mean: str | None = None
+) -> list[Curve]:
+    labels = label_runs(runs)
+    names = {"loss": "loss", "grad_norm": "norm", "learning_rate": "rate", "mfu": "MFU"}
+    names |= {"tokens_per_second": "tokens/s", "memory_bytes": "memory", "data_wait": "wait"}
+    return [
+        Curve(
+            index,
+            table,
+            column,
+            names[column] if len(runs) == 1 else labels[index],
+            index % NUM_COLOURS,
+            dash=index // NUM_COLOURS,
+            smoothed=mean,
+        )
+        for index, run in enumerate(runs)
+        if _has_values(run, table, column)
+    ]
+
+
+def _validation(runs: Sequence[RunRecord]) -> list[Curve]:
+    """Together in the run's colour, unbroken; each dataset beside it."""
+    labels, found = label_runs(runs), []
+    for index, run in enumerate(runs):
+        columns = [name for name in run.validation.columns if name.startswith(DATASET)]
+        if not _has_values(run, "validation", "bits_per_byte"):
+            continue
+        own, colour = len(runs) == 1, index % NUM_COLOURS
+        label = "together" if own else labels[index]
+        found.append(Curve(index, "validation", "bits_per_byte", label, colour))
+        if _has_values(run, "validation", "average"):
+            label = "average of weights" if own else f"{labels[index]}: average of weights"
+            found.append(Curve(index, "validation", "average", label, 5 if own else colour, dash=3))
+        for number_of, column in enumerate(columns if len(columns) > 1 else ()):
+            name = column.removeprefix(DATASET)
+            found.append(
+                Curve(
+                    index,
+                    "validation",
+                    column,
+                    name if own else f"{labels[index]}: {name}",
+                    (number_of + 1) % NUM_COLOURS if own else colour,
+                    dash=number_of % 3 + 1,
+                )
+            )
+    return found
+
+
+def _has_values(run: RunRecord, table: str, column: str) -> bool:
+    values = table_of(run, table).columns.get(column, [])
+    return bool((finite(values) == finite(values)).any()) if values else False
