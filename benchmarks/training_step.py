@@ -17,6 +17,7 @@ import platform
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -46,30 +47,23 @@ def llamita_step(compiled: bool) -> Step:
     from llamita.training.guards import StepGuard
     from llamita.training.objective import build_objective
     from llamita.training.optimizer import build_optimizer
+    from llamita.training.step import TrainingStep
 
     model = Decoder(CONFIG)
     initialize(model, "llama")
     model.compute_dtype = torch.bfloat16
     if compiled:
         compile_model(model)
-    parameters = list(model.parameters())
-    settings = AdamW(learning_rate=1e-3)
+    device, settings = torch.device("cpu"), AdamW(learning_rate=1e-3)
     optimizer = build_optimizer(model, settings, learning_rate_multipliers(model, "llama"))
-    guard = StepGuard(Guard(), torch.device("cpu"))
+    take = TrainingStep(
+        model, optimizer, StepGuard(Guard(), device), device=device, clip_grad_norm=1.0
+    )
     objective = build_objective(LanguageModelling())
 
     def step(tokens: Tensor, targets: Tensor) -> float:
-        batch = Batch(tokens, targets, None, None)
-        loss, reported = objective.loss_sum(model, batch)
-        count = objective.num_tokens(batch)
-        torch.autograd.backward(loss / count)
-        norm = nn.utils.clip_grad_norm_(parameters, 1.0)
-        verdict = guard.judge(reported / count, norm)
-        optimizer.found_inf = verdict.skip.float()
-        optimizer.grad_scale = None
-        optimizer.step()
-        optimizer.zero_grad()
-        return float(reported / count)
+        batch = Batch(tokens, targets, None, np.zeros(len(tokens), dtype=np.int64))
+        return float(take(objective, batch, len(tokens), 1e-3).loss)
 
     return step
 

@@ -172,3 +172,30 @@ def test_compiled_equals_plain() -> None:
         grads = [p.grad for p in model.parameters()]
         results.append((scores, plain, grads))
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_checkpointed_blocks_give_the_same_bits(masked: bool) -> None:
+    """And keep less for the backward pass."""
+    tokens = torch.randint(0, 64, (2, 33), generator=torch.Generator().manual_seed(0))
+    documents = (torch.arange(32) // 10).expand(2, -1) if masked else None
+    grads, held = [], []
+    for checkpointed in (False, True):
+        model = _model()
+        model.checkpoint_blocks = checkpointed
+        kept: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:
+            kept[tensor.data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            scores = model(tokens[:, :-1], tokens[:, 1:], documents=documents)
+        held.append(sum(kept.values()))
+        scores.log_probs.sum().backward()
+        grads.append([parameter.grad for parameter in model.parameters()])
+    for ours, theirs in zip(*grads, strict=True):
+        assert ours is not None
+        assert theirs is not None
+        assert torch.equal(ours, theirs)
+    assert held[1] < held[0] / 2

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from llamita.model import head
 from llamita.model.head import IGNORE, HeadFunctions, chunk_gradient, score_chunk, target_log_probs
 
 VOCAB, HIDDEN, TOKENS = 23, 12, 17
@@ -75,30 +76,61 @@ def test_weight_gradient_is_summed_in_float32() -> None:
     torch.testing.assert_close(weight.grad[0], torch.full((2,), 4096 * 0.75))
 
 
-def test_whole_logits_never_stand() -> None:
-    largest = 0
+def test_large_logits_never_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "KEPT_LOGITS_BYTES", 4 * 17 * VOCAB - 1)
+    hidden, weight, targets = _inputs(torch.float32)
+    seen: list[int] = []
 
-    def score(hidden: Tensor, weight: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
-        nonlocal largest
-        largest = max(largest, hidden.shape[0] * weight.shape[0])
-        return score_chunk(hidden, weight, *rest)  # type: ignore[arg-type]
+    def score(product: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
+        seen.append(product.numel())
+        return score_chunk(product, *rest)  # type: ignore[arg-type]
 
-    def gradient(hidden: Tensor, weight: Tensor, *rest: object) -> Tensor:
-        nonlocal largest
-        largest = max(largest, hidden.shape[0] * weight.shape[0])
-        return chunk_gradient(hidden, weight, *rest)  # type: ignore[arg-type]
+    def gradient(product: Tensor, *rest: object) -> Tensor:
+        seen.append(product.numel())
+        return chunk_gradient(product, *rest)  # type: ignore[arg-type]
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.shape != weight.shape:
+            seen.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        log_probs, _ = target_log_probs(
+            hidden,
+            weight,
+            targets,
+            vocab_size=VOCAB,
+            chunk_size=4,
+            functions=HeadFunctions(score, gradient),
+        )
+    log_probs.sum().backward()
+    assert max(seen) == max(4 * VOCAB, hidden.numel())
+
+
+@pytest.mark.parametrize("limit", [0, 10**9])
+def test_kept_logits_give_the_same_bits(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kept or computed again, a product is the same product; kept ones are not computed again."""
+    products = 0
+    multiply = Tensor.__matmul__
+
+    def counted(left: Tensor, right: Tensor) -> Tensor:
+        nonlocal products
+        products += 1
+        return multiply(left, right)
 
     hidden, weight, targets = _inputs(torch.float32)
-    log_probs, _ = target_log_probs(
-        hidden,
-        weight,
-        targets,
-        vocab_size=VOCAB,
-        chunk_size=4,
-        functions=HeadFunctions(score, gradient),
-    )
-    log_probs.sum().backward()
-    assert largest == 4 * VOCAB
+    expected, _ = target_log_probs(hidden, weight, targets, vocab_size=VOCAB, chunk_size=4)
+    wanted = torch.autograd.grad(expected.sum(), (hidden, weight))
+    monkeypatch.setattr(head, "KEPT_LOGITS_BYTES", limit)
+    monkeypatch.setattr(Tensor, "__matmul__", counted)
+    found, _ = target_log_probs(hidden, weight, targets, vocab_size=VOCAB, chunk_size=4)
+    chunks = -(-len(targets) // 4)
+    assert products == chunks
+    grads = torch.autograd.grad(found.sum(), (hidden, weight))
+    assert products == chunks * (2 if limit else 3)  # the weight's gradient is one, too
+    assert torch.equal(found, expected)
+    for ours, theirs in zip(grads, wanted, strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_bfloat16_products_float32_softmax() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +16,14 @@ from llamita.errors import UserError
 from llamita.planning.plan import SourceSize, TrainingPlan, make_plan
 from llamita.recipes.loading import check_recipe
 from llamita.recipes.schema import Runtime
-from llamita.training import devices
+from llamita.training import devices, environment
+from llamita.training.compilation import CACHE_VARIABLE, keep_compiled_code
 from llamita.training.devices import choose_compute
-from llamita.training.environment import default_micro_batch_size
+from llamita.training.environment import (
+    default_micro_batch_size,
+    estimate_memory,
+    settle_passes,
+)
 
 HOUR = 1e11 * 3600
 
@@ -148,3 +156,61 @@ def test_the_micro_batch_fits_in_memory() -> None:
         memory = int(need / 0.8) + 1
         assert default_micro_batch_size(one, 1, memory, None, torch.float32) == rows
     assert default_micro_batch_size(one, 1, 1, None, torch.float32) == 1
+
+
+def test_activations_are_recomputed_only_where_nothing_else_fits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one = plan([16])
+    compute = devices.Compute(torch.device("cpu"), torch.float32, False, 1e11, ())
+    needs = {
+        (rows, spared): estimate_memory(one, rows, torch.float32, 1, spared).total / 0.8
+        for rows in (1, 2, 4)
+        for spared in (False, True)
+    }
+    assert needs[4, True] < needs[4, False]
+
+    def settle(memory: float, rows: int | None = None, **runtime: Any) -> tuple[int, bool]:
+        monkeypatch.setattr(environment, "free_memory", lambda device: int(memory) + 1)
+        asked = one.recipe.model_copy(update={"runtime": Runtime(device="cpu", **runtime)})
+        return settle_passes(replace(one, recipe=asked), rows, 1, compute)
+
+    assert settle(needs[2, False]) == (2, False)
+    assert settle(needs[1, False] - 8) == (1, True)
+    assert settle(needs[4, False], rows=4) == (4, False)
+    assert settle(needs[4, True], rows=4) == (4, True)
+    assert settle(needs[4, True], activation_checkpointing="always") == (4, True)
+    assert settle(needs[1, False] - 8, activation_checkpointing="never") == (1, False)
+
+
+def test_float8_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates(monkeypatch, 1e11, 4e11)
+    with pytest.raises(UserError, match=r"runtime\.float8: true, but cpu has no float8"):
+        choose(float8=True)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+def test_the_peak_is_forgotten_and_found_again() -> None:
+    cpu = torch.device("cpu")
+    size = 64 << 20
+    block = torch.zeros(size, dtype=torch.uint8)
+    del block
+    devices.forget_peak_memory(cpu)
+    before = devices.peak_memory(cpu)
+    block = torch.ones(size, dtype=torch.uint8)
+    assert size * 0.9 < devices.peak_memory(cpu) - before < size * 1.5
+    del block
+    assert devices.peak_memory(cpu) - before > size * 0.9
+
+
+def test_compiled_code_is_kept_in_the_users_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv(CACHE_VARIABLE, "elsewhere")
+    keep_compiled_code()
+    assert os.environ[CACHE_VARIABLE] == "elsewhere"
+    monkeypatch.delenv(CACHE_VARIABLE)
+    keep_compiled_code()
+    assert Path(os.environ[CACHE_VARIABLE]) == tmp_path / "llamita" / "compiled"
+    assert Path(os.environ[CACHE_VARIABLE]).is_dir()

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from llamita.architecture.config import ModelConfig
-from llamita.architecture.counts import num_parameters
+from llamita.architecture.counts import block_matmul_parameters, num_parameters
 
+KEPT_LOGITS_BYTES = 96_000_000
+"""Logits up to this size are kept for the backward pass, which saves one of the head's four
+products. Larger ones are computed again, a chunk at a time."""
 FLOAT32 = 4
 BFLOAT16 = 2
 
@@ -21,6 +24,7 @@ class TrainingMemory:
     weight_casts: int
     activations: int
     logits: int
+    average: int = 0
 
     @property
     def total(self) -> int:
@@ -37,6 +41,16 @@ class InferenceMemory:
     @property
     def total(self) -> int:
         return self.weights + self.key_value_cache
+
+
+def head_chunk_tokens(device_type: str) -> int:
+    """Tokens whose logits stand at a time when a batch is scored.
+
+    On a CPU 512 are as fast as 1024 and 2048 (vocabularies of 8,192 and 32,000; benchmarks/
+    head_chunks.py). On a GPU each chunk reads and writes the float32 gradient of the whole head
+    once, which for TinyLlama is 0.3 ms: four times as many tokens, so that it stays under 1%.
+    """
+    return 512 if device_type == "cpu" else 2048
 
 
 def activation_bytes_per_token(config: ModelConfig, compute_bytes: int = BFLOAT16) -> int:
@@ -62,38 +76,58 @@ def training_memory(
     sequence_length: int,
     *,
     compute_bytes: int = BFLOAT16,
-    head_chunk_size: int = 1024,
+    head_chunk_size: int | None = None,
     ranks: int = 1,
+    muon: bool = False,
+    average: bool = False,
+    activation_checkpointing: bool = False,
 ) -> TrainingMemory:
-    """Memory of a training step: float32 weights, gradients and two Adam moments, and the rest.
+    """Memory of a training step: float32 weights, gradients and moments, and the rest.
 
     Args:
         config: the model.
         micro_batch_size: rows of one forward and backward pass on this device.
         sequence_length: tokens of a row.
         compute_bytes: bytes of an activation, 2 for bfloat16, 4 for float32.
-        head_chunk_size: tokens whose logits stand at a time.
+        head_chunk_size: tokens whose logits stand at a time; by default a CPU's.
         ranks: devices over which weights, gradients and moments are sharded evenly.
+        muon: whether the blocks' matrices have Muon's one moment in place of AdamW's two.
+        average: whether a running average of the weights is kept.
+        activation_checkpointing: whether only the blocks' inputs are kept, and one block's
+            activations at a time.
 
     Returns:
         An estimate: allocators' reserves and fragmentation are not in it.
     """
     parameters = num_parameters(config)
     share = -(-parameters // ranks)
+    moments = 2 * parameters
+    if muon:
+        moments -= config.num_hidden_layers * block_matmul_parameters(config)
     tokens = micro_batch_size * sequence_length
-    chunk = min(head_chunk_size, tokens)
-    # Logits and probabilities in float32, and their gradient in the compute type.
-    logits = chunk * config.vocab_size * (2 * FLOAT32 + compute_bytes)
+    per_token = activation_bytes_per_token(config, compute_bytes)
+    if activation_checkpointing:
+        inputs = config.num_hidden_layers * config.hidden_size * compute_bytes
+        per_token = inputs + per_token // config.num_hidden_layers
+    chunk = min(head_chunk_size or head_chunk_tokens("cpu"), tokens)
+    # A chunk's product and its gradient in the compute type (fused kernels write no float32
+    # logits), and the share of the weight's gradient that is about to be added.
+    logits = 2 * chunk * config.vocab_size * compute_bytes
+    logits += config.vocab_size * config.hidden_size * compute_bytes
+    kept = tokens * config.vocab_size * compute_bytes
+    if kept <= KEPT_LOGITS_BYTES:
+        logits += kept
     # The last hidden state and its norm's output live beside the blocks' activations.
     around = tokens * 2 * config.hidden_size * compute_bytes
     return TrainingMemory(
         weights=share * FLOAT32,
         gradients=share * FLOAT32,
-        optimizer=2 * share * FLOAT32,
+        optimizer=-(-moments // ranks) * FLOAT32,
         # autograd keeps the cast copy of each weight from forward to backward
         weight_casts=parameters * compute_bytes if compute_bytes < FLOAT32 else 0,
-        activations=tokens * activation_bytes_per_token(config, compute_bytes) + around,
+        activations=tokens * per_token + around,
         logits=logits,
+        average=share * FLOAT32 if average else 0,
     )
 
 

@@ -33,19 +33,14 @@ def applies(q: Tensor, k: Tensor, mask: Any) -> bool:
     )
 
 
-def _scores(q: Tensor, k: Tensor, visible: Tensor | None, scale: float, heads: int) -> Tensor:
-    """(G, R, D) and (G, E, D) to scores (G, R, E) in float32, minus infinity where hidden.
-
-    `visible` is None for causal, or (G, K, E).
-    """
-    groups, rows, seen = q.shape[0], q.shape[1], k.shape[1]
+def _allowed(
+    rows: int, seen: int, visible: Tensor | None, heads: int, device: torch.device
+) -> Tensor:
+    """Which of E keys each of R queries may look at: (R, E), or (G, R, E) of a mask (G, K, E)."""
     if visible is None:
-        queries = seen - rows // heads + torch.arange(rows, device=q.device) // heads
-        allowed = queries[:, None] >= torch.arange(seen, device=q.device)
-    else:
-        allowed = visible[:, :, None].expand(-1, -1, heads, -1).reshape(groups, rows, seen)
-    scores = torch.bmm(q, k.transpose(1, 2)).float() * scale
-    return torch.where(allowed, scores, -torch.inf)
+        queries = seen - rows // heads + torch.arange(rows, device=device) // heads
+        return queries[:, None] >= torch.arange(seen, device=device)
+    return visible[:, :, None].expand(-1, -1, heads, -1).reshape(len(visible), rows, seen)
 
 
 class _Blocked(torch.autograd.Function):
@@ -60,11 +55,15 @@ class _Blocked(torch.autograd.Function):
         for block in range(q.shape[0]):
             end = (block + 1) * size
             visible = None if mask is None else mask[:, end - size : end, :end]
-            scores = _scores(q[block], k[:, :end], visible, scale, heads)
-            normalizer = scores.logsumexp(dim=-1, keepdim=True)
-            probabilities = (scores - normalizer).exp().to(q.dtype)
+            allowed = _allowed(q.shape[2], end, visible, heads, q.device)
+            products = torch.bmm(q[block], k[:, :end].transpose(1, 2)).float()
+            scores = torch.where(allowed, products * scale, -torch.inf)
+            top = scores.amax(dim=-1, keepdim=True)
+            weights = (scores - top).exp()
+            total = weights.sum(dim=-1, keepdim=True)
+            probabilities = (weights / total).to(q.dtype)
             outs.append(torch.bmm(probabilities, v[:, :end]))
-            normalizers.append(normalizer)
+            normalizers.append(top + total.log())
         out = torch.stack(outs)
         ctx.save_for_backward(q, k, v, mask, out, torch.stack(normalizers))
         ctx.constants = (scale, heads)
@@ -75,7 +74,8 @@ class _Blocked(torch.autograd.Function):
         """FlashAttention-2's backward (arXiv 2307.08691, algorithm 2), a block of queries at once.
 
         Probabilities are computed again from the log-normalizers, so that nothing of size T × T
-        is kept.
+        is kept. They are computed as (G, E, R): were it the forward's product, the compiler would
+        recognise it and keep all scores from there, in float32.
         """
         q, k, v, mask, out, normalizers = ctx.saved_tensors
         scale, heads = ctx.constants
@@ -84,19 +84,21 @@ class _Blocked(torch.autograd.Function):
         # Sums over the blocks are in float32, products in the type of the inputs.
         k_grad = torch.zeros(k.shape, dtype=torch.float32, device=k.device)
         v_grad = torch.zeros(v.shape, dtype=torch.float32, device=v.device)
-        mean = (grad.float() * out.float()).sum(dim=-1, keepdim=True)
+        mean = (grad.float() * out.float()).sum(dim=-1)
         q_grads = []
         for block in range(q.shape[0]):
             end = (block + 1) * size
             visible = None if mask is None else mask[:, end - size : end, :end]
-            scores = _scores(q[block], k[:, :end], visible, scale, heads)
-            wide = (scores - normalizers[block]).exp()
-            probabilities = wide.to(q.dtype)
-            slope = torch.bmm(grad[block], v[:, :end].transpose(1, 2)).float()
-            score_grad = (wide * (slope - mean[block]) * scale).to(q.dtype)
-            q_grads.append(torch.bmm(score_grad, k[:, :end]))
-            k_grad[:, :end] += torch.bmm(score_grad.transpose(1, 2), q[block])
-            v_grad[:, :end] += torch.bmm(probabilities.transpose(1, 2), grad[block])
+            allowed = _allowed(q.shape[2], end, visible, heads, q.device).transpose(-2, -1)
+            keys = k[:, :end].contiguous()  # once, or each product would copy it
+            products = torch.bmm(keys, q[block].transpose(1, 2)).float()
+            scores = torch.where(allowed, products * scale, -torch.inf)
+            probabilities = (scores - normalizers[block].transpose(1, 2)).exp()
+            slope = torch.bmm(v[:, :end], grad[block].transpose(1, 2)).float()
+            score_grad = (probabilities * (slope - mean[block][:, None]) * scale).to(q.dtype)
+            q_grads.append(torch.bmm(score_grad.transpose(1, 2), keys))
+            k_grad[:, :end] += torch.bmm(score_grad, q[block])
+            v_grad[:, :end] += torch.bmm(probabilities.to(q.dtype), grad[block])
         return torch.stack(q_grads), k_grad.to(k.dtype), v_grad.to(v.dtype), None, None, None
 
 

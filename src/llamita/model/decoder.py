@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from llamita.architecture.config import ModelConfig
+from llamita.architecture.memory import head_chunk_tokens
 from llamita.model.attention import attention, document_blocks, document_mask
 from llamita.model.cache import KeyValueCache
-from llamita.model.head import IGNORE, HeadFunctions, chunk_gradient, score_chunk, target_log_probs
+from llamita.model.head import IGNORE, HeadFunctions, target_log_probs
 from llamita.model.rope import rotary_tables, rotate
 
 __all__ = ["IGNORE", "Block", "Decoder", "Linear", "RMSNorm", "TokenScores", "compile_model"]
@@ -162,6 +164,8 @@ class Decoder(nn.Module):
         compute_dtype: the type of activations and matrix products. Weights stay float32 and are
             cast where they are used; norms, softmax and scores are float32 inside.
         head_chunk_size: tokens whose logits stand at a time when targets are scored.
+        checkpoint_blocks: keep only each block's input for the backward pass and compute the rest
+            again there, which gives the same gradients for a third more arithmetic.
     """
 
     def __init__(self, config: ModelConfig, *, padded_vocab_size: int | None = None) -> None:
@@ -175,9 +179,10 @@ class Decoder(nn.Module):
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.hidden_size, rows, bias=False)
         self.compute_dtype = torch.float32
-        self.head_chunk_size = 1024
+        self.head_chunk_size = head_chunk_tokens("cpu")
         self.head_functions = HeadFunctions()
         self.flex_documents = False
+        self.checkpoint_blocks = False
 
     @property
     def head_weight(self) -> Tensor:
@@ -243,8 +248,15 @@ class Decoder(nn.Module):
         if self.config.embedding_multiplier != 1.0:
             x = x * self.config.embedding_multiplier
         x = x.to(self.compute_dtype)
+        forgetful = self.checkpoint_blocks and cache is None and torch.is_grad_enabled()
         for layer, block in enumerate(self.model.layers):
-            x = block(x, rotary, mask, cache, layer)
+            if forgetful:
+                # No random numbers are drawn inside a block: there is no state to put back.
+                x = checkpoint(
+                    block, x, rotary, mask, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                x = block(x, rotary, mask, cache, layer)
         if cache is not None:
             cache.length += length
         out: Tensor = self.model.norm(x)
@@ -263,7 +275,5 @@ def compile_model(model: Decoder, **options: Any) -> None:
     """
     for block in model.model.layers:
         block.compile(fullgraph=True, **options)
-    model.head_functions = HeadFunctions(
-        torch.compile(score_chunk, **options), torch.compile(chunk_gradient, **options)
-    )
+    model.head_functions = HeadFunctions.compiled(**options)
     model.flex_documents = model.model.norm.weight.is_cuda
