@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from llamita.inference.writing import generate as generate
     from llamita.model.huggingface import load_model as load_model
     from llamita.reporting.information import info as info
+    from llamita.reporting.report import report as report
     from llamita.starter.quickstart import quickstart as quickstart
     from llamita.training.run import train as train
 
@@ -30,6 +31,7 @@ _WHERE = {
     "load_model": "llamita.model.huggingface",
     "load_tokenizer": "llamita.data.tokenizer",
     "quickstart": "llamita.starter.quickstart",
+    "report": "llamita.reporting.report",
     "show_data": "llamita.data.show",
     "train": "llamita.training.run",
     "train_tokenizer": "llamita.data.tokenizer_training",

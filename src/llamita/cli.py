@@ -25,12 +25,19 @@ app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(data_app, name="data")
 
 Sources = Annotated[
-    list[str], typer.Argument(help="Folders, globs, text files, .jsonl(.gz, .zst).")
+    list[str],
+    typer.Argument(
+        help="Folders, globs, text files, .jsonl(.gz, .zst), .parquet, .arrow, .feather, folders "
+        "of Dataset.save_to_disk, hf:NAME[/CONFIG][@REVISION][:SPLIT], hf+stream:NAME[…]."
+    ),
 ]
-TextField = Annotated[str, typer.Option(help="Field of .jsonl records that holds the text.")]
+TextField = Annotated[str, typer.Option(help="Field or column of records that holds the text.")]
 Where = Annotated[
     list[str] | None,
     typer.Option(help="Keep records for which this holds, e.g. 'meta.lang == en'. Repeatable."),
+]
+MaxDocuments = Annotated[
+    float | None, typer.Option(help="Stop reading after so many documents: for streams.")
 ]
 BadFraction = Annotated[
     float, typer.Option(help="Give up when a larger share of the records is unreadable.")
@@ -50,9 +57,15 @@ def _version(
 def quickstart(
     out: Annotated[Path, typer.Option(help="Where corpus, data and run go.")] = Path("quickstart"),
     minutes: Annotated[float, typer.Option(help="Training time to aim at.")] = 5.0,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Plain lines on a terminal too, not the live panel.")
+    ] = False,
 ) -> None:
     """Train a small model on the Python that is installed here, and judge it."""
-    llamita.quickstart(out, minutes=minutes)
+    from llamita.reporting.panel import watching
+
+    with watching(plain=plain) as view:
+        llamita.quickstart(out, minutes=minutes, say=view.say, observers=view.observers)
 
 
 @app.command()
@@ -70,11 +83,35 @@ def train(
         typer.Option("--from", help="A Hugging Face directory, or a checkpoint to branch from."),
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="Print the plan and stop.")] = False,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda or mps: the recipe's runtime.device.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="auto, float32 or bfloat16: the recipe's runtime.dtype.")
+    ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Write where the time of three steps went.")
+    ] = False,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Plain lines on a terminal too, not the live panel.")
+    ] = False,
 ) -> None:
     """Train what a recipe describes. The same command goes on with an interrupted run."""
-    llamita.train(
-        recipe, out=out, overrides=overrides or (), start_from=start_from, dry_run=dry_run
-    )
+    from llamita.reporting.panel import watching
+
+    with watching(plain=plain) as view:
+        llamita.train(
+            recipe,
+            out=out,
+            overrides=overrides or (),
+            start_from=start_from,
+            dry_run=dry_run,
+            device=device,
+            dtype=dtype,
+            say=view.say,
+            observers=view.observers,
+            profile=profile,
+        )
 
 
 @app.command()
@@ -117,6 +154,21 @@ def info(
     print("\n".join(llamita.info(model)))
 
 
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="A run's directory, or several to overlay.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The page. [default: RUN/report.html; of several: report.html]"),
+    ] = None,
+    png: Annotated[
+        Path | None, typer.Option(help="Also write the main plots as PNGs into this directory.")
+    ] = None,
+) -> None:
+    """Show a run, or several overlaid, as one HTML page that needs nothing else."""
+    llamita.report(runs, out=out, png=png)
+
+
 @tokenizer_app.command("train")
 def tokenizer_train(
     sources: Sources,
@@ -137,6 +189,7 @@ def tokenizer_train(
     max_bytes: Annotated[
         float, typer.Option(help="Learn from about so many bytes, spread over all documents.")
     ] = 256e6,
+    max_documents: MaxDocuments = None,
     max_bad_fraction: BadFraction = 0.01,
 ) -> None:
     """Train a byte-level BPE tokenizer on your text."""
@@ -158,6 +211,7 @@ def tokenizer_train(
             text_field=text_field,
             where=where,
             max_bytes=int(max_bytes),
+            max_documents=None if max_documents is None else int(max_documents),
             max_bad_fraction=max_bad_fraction,
             progress=lambda done, total: progress.update(done, total),
             **chosen,
@@ -187,7 +241,13 @@ def data_build(
         int | None, typer.Option(help="Divide larger documents at line ends into such blocks.")
     ] = None,
     max_bad_fraction: BadFraction = 0.01,
-    licence: Annotated[str | None, typer.Option(help="Recorded with the sources.")] = None,
+    max_documents: MaxDocuments = None,
+    max_tokens: Annotated[
+        float | None, typer.Option(help="Stop reading after so many tokens: for streams.")
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option(help="Recorded with the sources. [default: what they say]")
+    ] = None,
 ) -> None:
     """Tokenise text into a dataset. Unchanged input is reused, an interrupted build starts over."""
     from llamita.reporting.progress import ProgressLine
@@ -199,7 +259,10 @@ def data_build(
                 progress.say(state.message)
             else:
                 detail = f"{state.documents:,} documents, {state.tokens:,} tokens"
-                progress.update(state.bytes_read, state.num_bytes, detail)
+                if max_tokens is not None:
+                    progress.update(min(state.tokens, int(max_tokens)), int(max_tokens), detail)
+                else:
+                    progress.update(state.bytes_read, state.num_bytes, detail)
 
         manifest = llamita.build_data(
             sources,
@@ -217,6 +280,8 @@ def data_build(
             shard_tokens=int(shard_tokens),
             block_bytes=block_bytes,
             max_bad_fraction=max_bad_fraction,
+            max_documents=None if max_documents is None else int(max_documents),
+            max_tokens=None if max_tokens is None else int(max_tokens),
             licence=licence,
             progress=report,
         )

@@ -165,11 +165,11 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def _explain(fault: Any) -> str:
-    # After `schedule`, pydantic's path names the member of the union it tried: nobody wrote that.
+    # After these, pydantic's path names the member of the union it tried: nobody wrote that.
     location = [
         part
         for index, part in enumerate(fault["loc"])
-        if not (index and fault["loc"][index - 1] == "schedule")
+        if not (index and fault["loc"][index - 1] in ("schedule", "optimizer", "averaging"))
     ]
     where = ".".join(str(part) for part in location) or "recipe"
     if fault["type"] == "extra_forbidden":

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from llamita.architecture.presets import Parametrization
+from llamita.errors import did_you_mean
 
 
 def _whole_number(value: object) -> object:
@@ -170,7 +171,7 @@ class Stage(Settings):
         return self
 
 
-class AdamW(Settings):
+class _Optimizer(Settings):
     learning_rate: Annotated[float, Field(gt=0)]
     """Peak. Under `parametrization: minicpm` the block matrices learn at learning_rate / m."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
@@ -186,6 +187,64 @@ class AdamW(Settings):
     """What a step's decay is multiplied by where a matrix learns at a scaled rate: its own rate
     (torch's AdamW and OpenBMB's code: scaled matrices decay less) or the unscaled one."""
     clip_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+
+
+class AdamW(_Optimizer):
+    """AdamW for every tensor."""
+
+    kind: Literal["adamw"] = "adamw"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_muons(cls, value: object) -> object:
+        idle = sorted(set(value) & _MUONS) if isinstance(value, dict) else []
+        if idle:
+            raise ValueError(f"{', '.join(idle)}: only with kind: muon, and the kind is adamw")
+        return value
+
+
+class Muon(_Optimizer):
+    """Muon for the matrices of blocks; AdamW, with the keys of that kind, for all else."""
+
+    kind: Literal["muon"] = "muon"
+    matrix_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Peak of Muon's matrices, before 1/m; by default `learning_rate`. Where a stage has a peak of
+    its own, the two keep their ratio."""
+    learning_rate_rule: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
+    """What a rows × cols matrix's rate is multiplied by: 0.2·√max(rows, cols), after which AdamW's
+    rates and decay fit (arXiv 2502.16982, 2.2), or √max(1, rows/cols) (Keller Jordan's Muon)."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    nesterov: bool = True
+    ns_steps: Annotated[int, Field(ge=1, le=20)] = 5
+    """Newton–Schulz iterations of an orthogonalisation."""
+
+
+_MUONS = set(Muon.model_fields) - set(AdamW.model_fields)
+
+
+def _adamw_by_default(value: object) -> object:
+    return {"kind": "adamw", **value} if isinstance(value, dict) else value
+
+
+Optimizer = Annotated[AdamW | Muon, Field(discriminator="kind"), BeforeValidator(_adamw_by_default)]
+
+
+class ExponentialAverage(Settings):
+    """A running mean of the weights, in which a step's weight halves every so many tokens."""
+
+    kind: Literal["ema"] = "ema"
+    half_life_tokens: Count
+
+
+class LastCheckpoints(Settings):
+    """`final/` is the mean of the last checkpoints written at multiples of `every_steps`, the
+    run's last among them whatever its number."""
+
+    kind: Literal["last"] = "last"
+    checkpoints: Annotated[int, Field(ge=2)]
+
+
+Averaging = Annotated[ExponentialAverage | LastCheckpoints, Field(discriminator="kind")]
 
 
 class Guard(Settings):
@@ -204,9 +263,10 @@ class Checkpoints(Settings):
     keep_last: Annotated[int, Field(ge=1)] = 2
     keep_every_steps: Count | None = None
     """Of them, those at multiples of this are kept for good. Those at stage ends always are."""
-    final: Annotated[str, Field(pattern=r"^(last|best|step-[0-9]+)$")] = "last"
+    final: Annotated[str, Field(pattern=r"^(last|best|average|step-[0-9]+)$")] = "last"
     """What `final/` is made from: `last`, `best` (the checkpoint of lowest validation bits per
-    byte) or a named one such as `step-900` (MiniCPM left out its decay's tail)."""
+    byte), `average` (see `averaging`) or a named one such as `step-900` (MiniCPM left out its
+    decay's tail)."""
     final_dtype: Literal["float32", "bfloat16"] = "float32"
 
     @model_validator(mode="after")
@@ -244,10 +304,19 @@ class Runtime(Settings):
     micro_batch_size: Count | None = None
     """Sequences a forward pass; null: as many as fit in the memory that is free."""
     compile: Literal["auto", "always", "never"] = "auto"
+    activation_checkpointing: Literal["auto", "always", "never"] = "auto"
+    """Keep only blocks' inputs for the backward pass and compute the rest again: a third more
+    arithmetic for a fraction of the memory. auto: only where one row would not fit otherwise."""
+    float8: bool = False
+    """Products of the blocks' linear layers in float8, scaled by tensor (torchao); needs the extra
+    `float8`, compilation and a GPU of compute capability 8.9 or later."""
     deterministic: Literal["auto", "always", "never"] = "auto"
     """Same bits on every run. auto: on the CPU, where it costs nothing measurable."""
     threads: Count | None = None
     log_every_steps: Count = 10
+
+
+SINK_NAMES = ("tensorboard", "trackio", "wandb")
 
 
 class Recipe(Settings):
@@ -267,14 +336,30 @@ class Recipe(Settings):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     sequence_length: Count
     batch_tokens: Count
-    optimizer: AdamW
+    optimizer: Optimizer
     datasets: dict[str, DatasetSource]
     stages: Annotated[list[Stage], Field(min_length=1)]
+    averaging: Averaging | None = None
     guard: Guard = Guard()
     checkpoints: Checkpoints = Checkpoints()
     validation: Validation = Validation()
     samples: Samples = Samples()
     runtime: Runtime = Runtime()
+    track: list[str] = []
+    """Where else the events are shown: tensorboard, trackio, wandb. Each is an extra."""
+
+    @field_validator("track")
+    @classmethod
+    def _known_sinks(cls, value: list[str]) -> list[str]:
+        for name in value:
+            if name not in SINK_NAMES:
+                raise ValueError(
+                    f"there is no {name!r} (there are {', '.join(SINK_NAMES)})."
+                    f"{did_you_mean(name, SINK_NAMES)}"
+                )
+        if len(set(value)) != len(value):
+            raise ValueError(f"{', '.join(value)}: each can be named once")
+        return value
 
     @model_validator(mode="after")
     def _hangs_together(self) -> Recipe:
@@ -309,9 +394,28 @@ class Recipe(Settings):
             raise ValueError("fresh_optimizer has an effect only beside start_from")
         if self.initializer_std is not None and self.start_from is not None:
             raise ValueError("initializer_std has no effect on weights that come from start_from")
+        self._check_averaging()
         if self.samples.every_steps is not None and not self.samples.prompts:
             raise ValueError("samples.every_steps without samples.prompts writes nothing")
         return self
+
+    def _check_averaging(self) -> None:
+        wanted = self.checkpoints.final == "average"
+        if wanted and self.averaging is None:
+            raise ValueError(
+                "checkpoints.final: average, but nothing is averaged; add for instance "
+                "averaging: {kind: ema, half_life_tokens: 1e6}"
+            )
+        if isinstance(self.averaging, LastCheckpoints):
+            if not wanted:
+                raise ValueError(
+                    "averaging.kind: last has an effect only with checkpoints.final: average"
+                )
+            if self.checkpoints.every_steps is None:
+                raise ValueError(
+                    "averaging.kind: last needs checkpoints.every_steps: without it checkpoints "
+                    "are written only at the ends of stages"
+                )
 
 
 def exact_share(share: float) -> Fraction:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llamita.architecture.counts import flops_per_token
 from llamita.errors import UserError
 from llamita.planning.quantities import duration
 from llamita.recipes.loading import dump_recipe, load_recipe
 from llamita.recipes.schema import Recipe
+
+if TYPE_CHECKING:
+    from llamita.training.telemetry import Observer
 
 VOCAB_SIZE = 4096
 _VALIDATION = 0.02
@@ -23,7 +26,11 @@ _MOST_TIMES_PLANNED = 4
 
 
 def quickstart(
-    out: str | Path = "quickstart", *, minutes: float = 5.0, say: Callable[[str], None] = print
+    out: str | Path = "quickstart",
+    *,
+    minutes: float = 5.0,
+    say: Callable[[str], None] = print,
+    observers: Sequence[Observer] = (),
 ) -> dict[str, Any]:
     """Collect a corpus, train a tokenizer, build data, train, write, judge.
 
@@ -31,6 +38,7 @@ def quickstart(
 
     Args:
         minutes: training time to aim at, from this machine's measured matmul rate.
+        observers: as of `llamita.train`.
 
     Returns:
         The summary that is also written to `out/summary.json`.
@@ -47,14 +55,15 @@ def quickstart(
     _make_data(folder, say)
     recipe = settle_recipe(folder, minutes, say)
     say("\n[4/5] training")
-    result = train(recipe, out=folder / "run", say=say)
+    result = train(recipe, out=folder / "run", say=say, observers=observers)
     assert isinstance(result, TrainingResult)
     say("\n[5/5] judging on files that training never saw")
     summary = judge(folder, recipe, say=say)
     text = json.dumps(summary, indent=1, ensure_ascii=False) + "\n"
     (folder / "summary.json").write_text(text, encoding="utf-8")
     say(
-        f"\nYours now: {folder / 'run' / 'final'} (a Hugging Face directory). Write with it:\n"
+        f"\nThe run to look at: {result.run / 'report.html'}\n"
+        f"Yours now: {folder / 'run' / 'final'} (a Hugging Face directory). Write with it:\n"
         f"  llamita generate {folder / 'run'} 'def read_lines(path):' --max-tokens 60\n"
         "Then train on your own text: llamita train laptop --dry-run, and docs/recipes.md."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import shutil
@@ -16,6 +17,7 @@ import torch
 
 from llamita.errors import UserError
 from llamita.model.devices import choose_device, synchronize
+from llamita.model.float8 import float8_obstacle
 from llamita.planning.quantities import duration, metric
 from llamita.recipes.schema import Runtime
 
@@ -35,6 +37,8 @@ class Compute:
     """FLOP/s of a 2048³ product in `dtype`, measured now: the denominator of MFU."""
     reasons: tuple[str, ...]
     """What was chosen and why, a sentence each."""
+    float8: bool = False
+    """Whether the blocks' products are in float8; `dtype` is that of everything else."""
 
 
 def choose_compute(
@@ -70,7 +74,13 @@ def choose_compute(
         compiling = "always" if before["compile"] else "never"
     compiled, reason = _choose_compile(compiling, device, flops / (_UNCOMPILED_MFU * rate))
     reasons.append(reason)
-    return Compute(device, getattr(torch, wanted), compiled, rate, tuple(reasons))
+    if runtime.float8:
+        obstacle = float8_obstacle(device, compiled)
+        if obstacle:
+            raise UserError(f"runtime.float8: true, but {obstacle}")
+        reasons.append("products of the blocks in float8, as asked; MFU is of bfloat16's rate")
+    dtype = getattr(torch, wanted)
+    return Compute(device, dtype, compiled, rate, tuple(reasons), runtime.float8)
 
 
 def _choose_compile(wanted: str, device: torch.device, seconds: float) -> tuple[bool, str]:
@@ -129,6 +139,32 @@ def memory_used(device: torch.device) -> int:
         return int(statm.read_text().split()[1]) * resource.getpagesize()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if os.uname().sysname == "Darwin" else peak * 1024
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes at most since `forget_peak_memory`: the allocator's on a GPU, the resident set's on
+    the CPU (on systems that cannot forget, since the process began)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if os.uname().sysname == "Darwin" else peak * 1024
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """From here on `peak_memory` counts anew, where the system can do that."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif device.type == "cpu":
+        # Linux: writing 5 resets VmHWM. A container may forbid it; then the peak is the process's.
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 def free_memory(device: torch.device) -> int:

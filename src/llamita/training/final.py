@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from llamita.architecture.config import ModelConfig
 from llamita.data.tokenizer import Tokenizer
 from llamita.errors import UserError
 from llamita.model.huggingface import load_state, save_model
+from llamita.recipes.schema import LastCheckpoints, Recipe
+from llamita.training.averaging import mean_of_checkpoints, running_average, steps_to_average
 from llamita.training.checkpoint import (
     PROVENANCE,
     TrainingState,
@@ -40,10 +43,11 @@ def write_final(preparation: Preparation, run: Path) -> Path:
     """Make `final/` from the checkpoint that the recipe chooses, unless it is that already.
 
     Raises:
-        UserError: the recipe names a checkpoint that the run does not have.
+        UserError: the recipe names a checkpoint, or an average, that the run does not have.
     """
     recipe, target = preparation.recipe, run / "final"
     source = _choose(run, recipe.checkpoints.final)
+    averaged = _averaged(preparation, run, source)
     values = load_training_state(source).values
     provenance = {
         "recipe": recipe.name,
@@ -52,12 +56,17 @@ def write_final(preparation: Preparation, run: Path) -> Path:
         "dtype": recipe.checkpoints.final_dtype,
         "parametrization": values["parametrization"],
         "datasets": values["datasets"],
-        "validation": values["validation"],
+        # The mean of checkpoints is made after the run, and was not measured.
+        "validation": None if len(averaged) > 1 else values["validation"],
     }
+    if recipe.checkpoints.final == "average":
+        assert recipe.averaging is not None
+        steps = [int(path.name.removeprefix("step-")) for path in averaged]
+        provenance["average"] = {**recipe.averaging.model_dump(), "steps": steps}
     record = target / "training" / PROVENANCE
     if record.is_file() and json.loads(record.read_text()) == provenance and is_intact(target):
         return target
-    weights = load_state(source)
+    weights = _weights(recipe.checkpoints.final, source, averaged)
     assert preparation.tokenizer is not None
     tokenizer = preparation.tokenizer
     dtype = torch.bfloat16 if recipe.checkpoints.final_dtype == "bfloat16" else torch.float32
@@ -69,6 +78,42 @@ def write_final(preparation: Preparation, run: Path) -> Path:
     )
 
 
+def final_bits_per_byte(recipe: Recipe, validation: Mapping[str, Any] | None) -> float | None:
+    """What the last validation says of `final/`: the average's figure where it is the average.
+
+    The mean of several checkpoints is made when the run is over, and is not measured.
+    """
+    if validation is None:
+        return None
+    averaged = recipe.checkpoints.final == "average"
+    figure: float | None = validation.get("average" if averaged else "bits_per_byte")
+    return figure
+
+
+def _averaged(preparation: Preparation, run: Path, source: Path) -> list[Path]:
+    """The checkpoints whose weights, or whose running average, `final/` is made from."""
+    settings = preparation.recipe.averaging
+    if preparation.recipe.checkpoints.final != "average" or not isinstance(
+        settings, LastCheckpoints
+    ):
+        return [source]
+    directories = step_directories(run)
+    steps = steps_to_average(preparation.plan, settings)
+    missing = [f"step-{step}" for step in steps if step not in directories]
+    if missing:
+        raise UserError(
+            f"averaging.checkpoints: {settings.checkpoints} asks for {', '.join(missing)}, which "
+            f"{run} no longer has; write a smaller number, or checkpoints.final: last"
+        )
+    return [directories[step] for step in steps]
+
+
+def _weights(final: str, source: Path, averaged: list[Path]) -> dict[str, Tensor]:
+    if len(averaged) > 1:
+        return mean_of_checkpoints(averaged)
+    return running_average(source) if final == "average" else load_state(source)
+
+
 def _choose(run: Path, final: str) -> Path:
     directories = step_directories(run)
     newest = max(directories)
@@ -76,7 +121,7 @@ def _choose(run: Path, final: str) -> Path:
     if final == "best":
         best = load_training_state(directories[newest]).values["best"]
         step = newest if best is None else best["step"]
-    elif final != "last":
+    elif final.startswith("step-"):
         step = int(final.removeprefix("step-"))
     if step not in directories:
         there = ", ".join(path.name for path in directories.values())

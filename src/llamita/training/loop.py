@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llamita.architecture.counts import flops_per_token
 from llamita.data.batch import Batch, Cursor, StageData
@@ -20,6 +20,8 @@ from llamita.inference.scoring import HeldOut, Score, held_out, score_text
 from llamita.model.decoder import Decoder
 from llamita.model.devices import synchronize
 from llamita.planning.plan import StagePlan
+from llamita.recipes.schema import LastCheckpoints
+from llamita.training.averaging import RunningAverage, steps_to_average
 from llamita.training.checkpoint import (
     TrainingState,
     prune,
@@ -30,51 +32,22 @@ from llamita.training.devices import Compute, memory_used
 from llamita.training.final import write_model
 from llamita.training.guards import StepGuard
 from llamita.training.objective import Objective, build_objective
-from llamita.training.optimizer import optimizer_state, set_learning_rate, without_padding
-from llamita.training.parallelism import World, whole
+from llamita.training.optimizer import optimizer_state, without_padding
+from llamita.training.parallelism import World
+from llamita.training.position import Position
 from llamita.training.preparation import Preparation
-from llamita.training.reports import Progress
+from llamita.training.profiling import StepProfiler, phase
+from llamita.training.reports import Progress, memory_limit
 from llamita.training.schedule import learning_rate_factor
+from llamita.training.step import TrainingStep
 from llamita.training.telemetry import EventLog
+
+_REFRESH_SECONDS = 1.0
+"""A live panel is at most so old. Reading waits for a GPU, so not more often."""
 
 
 class Interrupted(Exception):
     """The run was asked to stop; everything is saved."""
-
-
-@dataclass
-class Position:
-    """Where a run stands. All of it goes into checkpoints."""
-
-    step: int
-    stage: int
-    stage_step: int
-    tokens: int
-    cursor: Cursor
-    best: dict[str, Any] | None = None
-    kept: list[int] = field(default_factory=list)
-    validation: dict[str, Any] | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "step": self.step,
-            "stage": self.stage,
-            "stage_step": self.stage_step,
-            "tokens": self.tokens,
-            "cursor": {
-                "consumed": dict(self.cursor.consumed),
-                "stage_start": dict(self.cursor.stage_start),
-            },
-            "best": self.best,
-            "kept": self.kept,
-            "validation": self.validation,
-        }
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Position:
-        cursor = Cursor(values["cursor"]["consumed"], values["cursor"]["stage_start"])
-        names = ("step", "stage", "stage_step", "tokens", "best", "kept", "validation")
-        return cls(cursor=cursor, **{name: values[name] for name in names})
 
 
 @dataclass(frozen=True)
@@ -125,6 +98,7 @@ class Trainer:
         events: EventLog,
         say: Callable[[str], None],
         should_stop: Callable[[], bool],
+        average: RunningAverage | None = None,
     ) -> None:
         self.preparation, self.run_directory = preparation, run
         self.recipe, self.plan = preparation.recipe, preparation.plan
@@ -132,9 +106,19 @@ class Trainer:
         self.compute, self.world, self.position = compute, world, position
         self.micro_batch_size, self.state_extra = micro_batch_size, state_extra
         self.events, self.say, self.should_stop = events, say, should_stop
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.step = TrainingStep(
+            model,
+            optimizer,
+            guard,
+            device=compute.device,
+            clip_grad_norm=self.recipe.optimizer.clip_grad_norm,
+            world=world,
+        )
+        self.average = average
+        self.profiler: StepProfiler | None = None
         self.last_step = self.plan.first_step + self.plan.num_steps
         self._pending: list[_Step] = []
+        self._read_at, self._refreshing = 0.0, False
         self._clock = _Clock()
         self._held_out: dict[str, HeldOut] = {}
         self._last: dict[str, float] = {}
@@ -170,46 +154,31 @@ class Trainer:
         upcoming: Future[tuple[Batch, Cursor]] = pool.submit(data.batch, position.cursor)
         while position.stage_step < stage.num_steps:
             started = time.perf_counter()
-            batch, cursor = upcoming.result()
+            with phase("wait for data"):
+                batch, cursor = upcoming.result()
             self._clock.waiting += time.perf_counter() - started
             if position.stage_step + 1 < stage.num_steps:
                 upcoming = pool.submit(data.batch, cursor)
             factor = learning_rate_factor(stage.stage, position.stage_step, stage.batch_tokens)
             self._step(objective, batch, stage.learning_rate * factor)
             position.cursor = cursor
-            if self._due(self.recipe.runtime.log_every_steps):
+            self._refreshing = self._stale()
+            due = self._refreshing or self._due(self.recipe.runtime.log_every_steps)
+            if due or (self.profiler is not None and self.profiler.wants_quiet):
                 # Steps are only queued on a GPU: the time between two reports must hold them all.
                 synchronize(self.compute.device)
             self._clock.steps += 1
             self._clock.tokens += stage.batch_tokens
             self._clock.stepping += time.perf_counter() - started
+            if self.profiler is not None:
+                self.profiler.step_taken()
             self._after_step(stage)
 
     def _step(self, objective: Objective, batch: Batch, learning_rate: float) -> None:
-        """Forward, backward, judge, update. Nothing here waits for the device."""
-        position, world = self.position, self.world
-        count = objective.num_tokens(batch)
-        total = torch.zeros((), device=self.compute.device)
-        for micro in world.rows(batch).split(self.micro_batch_size):
-            loss, reported = objective.loss_sum(self.model, micro.to(self.compute.device))
-            # FSDP averages gradients over processes; the loss is a mean over all their tokens.
-            torch.autograd.backward(loss * (world.size / count))
-            total += reported
-        mean_loss = world.sum(total) / count
-        norm = whole(
-            nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        )
-        if self.recipe.optimizer.clip_grad_norm is not None:
-            nn.utils.clip_grads_with_norm_(
-                self.parameters, self.recipe.optimizer.clip_grad_norm, norm
-            )
-        verdict = self.guard.judge(mean_loss, norm)
-        set_learning_rate(self.optimizer, learning_rate)
-        # Fused AdamW leaves everything as it was where found_inf is 1, without asking the host.
-        self.optimizer.found_inf = verdict.skip.float()  # type: ignore[attr-defined]
-        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        position = self.position
+        result = self.step(objective, batch, self.micro_batch_size, learning_rate)
+        if self.average is not None:
+            self.average.update(result.verdict.skip, batch.tokens.numel())
         position.step += 1
         position.stage_step += 1
         position.tokens += batch.tokens.numel()
@@ -219,10 +188,10 @@ class Trainer:
                 position.stage,
                 learning_rate,
                 position.tokens,
-                mean_loss,
-                norm,
-                verdict.skip,
-                verdict.non_finite,
+                result.loss,
+                result.grad_norm,
+                result.verdict.skip,
+                result.verdict.non_finite,
             )
         )
 
@@ -240,6 +209,9 @@ class Trainer:
         sampling = self._due(recipe.samples.every_steps)
         if stopping or saving or validating or self._due(recipe.runtime.log_every_steps):
             self._report()
+        elif self._refreshing:
+            self._read_pending()
+            self._progress(line=False)
         if validating:
             self._validate()
         if sampling:
@@ -254,6 +226,10 @@ class Trainer:
 
     def _due(self, every: int | None) -> bool:
         return every is not None and self.position.step % every == 0
+
+    def _stale(self) -> bool:
+        """Whether a person watches whose figures are a second old."""
+        return self.events.live and time.perf_counter() - self._read_at >= _REFRESH_SECONDS
 
     # -- stages -----------------------------------------------------------------------------
 
@@ -296,6 +272,12 @@ class Trainer:
         """Read the pending steps from the device, write them down, print a line."""
         if not self._pending:
             return
+        self._read_pending()
+        self._progress()
+        self.events.flush()
+        self._stop_if_lost()
+
+    def _read_pending(self) -> None:
         for step in self._pending:
             loss, norm = float(step.loss), float(step.grad_norm)
             fields: dict[str, Any] = {"loss": loss, "grad_norm": norm}
@@ -317,11 +299,9 @@ class Trainer:
             "learning_rate": self._pending[-1].learning_rate,
         }
         self._pending.clear()
-        self._progress()
-        self.events.flush()
-        self._stop_if_lost()
+        self._read_at = time.perf_counter()
 
-    def _progress(self) -> None:
+    def _progress(self, *, line: bool = True) -> None:
         clock, position = self._clock, self.position
         stage = self.plan.stages[min(position.stage, len(self.plan.stages) - 1)]
         if not clock.steps:
@@ -341,15 +321,21 @@ class Trainer:
             checkpoint=None if self._saved_at is None else f"step-{self._saved_at}",
             **self._last,
         )
-        self.say(progress.line())
+        if line:
+            self.say(progress.line())
         self.events.write(
             "progress",
             step=position.step,
             tokens_per_second=round(rate, 1),
             mfu=round(progress.mfu, 4),
             memory_bytes=progress.memory,
+            memory_limit_bytes=memory_limit(self.compute.device),
             data_wait=round(progress.data_wait, 5),
             eta_seconds=round(progress.eta, 1),
+            mixture={
+                name: round(share, 5)
+                for name, share in self.stage_data(stage).realised(position.cursor).items()
+            },
         )
         self._clock = _Clock()
 
@@ -369,8 +355,37 @@ class Trainer:
     # -- judging and writing ------------------------------------------------------------------
 
     def _validate(self) -> None:
-        """Bits per byte on held-out text: each dataset's, and of all bytes together."""
+        """Bits per byte on held-out text: each dataset's, of all bytes together, and the running
+        average's."""
         position = self.position
+        scores = self._score()
+        if not scores:
+            return
+        together = sum(scores.values(), Score(0.0, 0, 0))
+        position.validation = {
+            "step": position.step,
+            "bits_per_byte": together.bits_per_byte,
+            "datasets": {name: score.bits_per_byte for name, score in scores.items()},
+        }
+        each = ", ".join(f"{name} {score.bits_per_byte:.4f}" for name, score in scores.items())
+        if self.average is not None and not self.average.is_empty:
+            with self.average.in_place():
+                averages = sum(self._score().values(), Score(0.0, 0, 0))
+            position.validation["average"] = averages.bits_per_byte
+            each += f"; the average {averages.bits_per_byte:.4f}"
+        self.events.write(
+            "validation",
+            **position.validation,
+            loss={name: score.loss for name, score in scores.items()},
+            tokens=together.num_tokens,
+            bytes=together.num_bytes,
+        )
+        self.say(
+            f"step {position.step}: validation {together.bits_per_byte:.4f} bits per byte ({each})"
+        )
+
+    def _score(self) -> dict[str, Score]:
+        """The model's score on each dataset's held-out text, where there is any."""
         length = self.plan.longest_sequence
         rows = max(1, self.micro_batch_size * self.plan.stages[0].sequence_length // length)
         scores: dict[str, Score] = {}
@@ -380,25 +395,7 @@ class Trainer:
             text = self._held_out[name]
             if text.num_bytes and len(text.tokens) > 1:
                 scores[name] = score_text(self.model, text, sequence_length=length, rows=rows)
-        if not scores:
-            return
-        together = sum(scores.values(), Score(0.0, 0, 0))
-        position.validation = {
-            "step": position.step,
-            "bits_per_byte": together.bits_per_byte,
-            "datasets": {name: score.bits_per_byte for name, score in scores.items()},
-        }
-        self.events.write(
-            "validation",
-            **position.validation,
-            loss={name: score.loss for name, score in scores.items()},
-            tokens=together.num_tokens,
-            bytes=together.num_bytes,
-        )
-        each = ", ".join(f"{name} {score.bits_per_byte:.4f}" for name, score in scores.items())
-        self.say(
-            f"step {position.step}: validation {together.bits_per_byte:.4f} bits per byte ({each})"
-        )
+        return scores
 
     def _sample(self) -> None:
         tokenizer = self.preparation.tokenizer
@@ -443,6 +440,8 @@ class Trainer:
                 state,
             )
             spared = {*position.kept, *([position.best["step"]] if position.best else [])}
+            if isinstance(self.recipe.averaging, LastCheckpoints):
+                spared |= set(steps_to_average(self.plan, self.recipe.averaging))
             prune(self.run_directory, settings.keep_last, spared)
         self.world.barrier()
         self._saved_at = position.step
@@ -450,7 +449,10 @@ class Trainer:
         self.events.flush(durable=True)
 
     def _state_tensors(self) -> dict[str, Tensor]:
-        moments = self.world.gather(optimizer_state(self.optimizer))
+        state = optimizer_state(self.optimizer)
+        if self.average is not None:
+            state |= self.average.state()
+        moments = self.world.gather(state)
         tensors = without_padding(moments, self.plan.config.vocab_size)
         tensors |= {f"guard.{name}": value.cpu() for name, value in self.guard.state().items()}
         tensors["rng.cpu"] = torch.get_rng_state()

@@ -41,7 +41,8 @@ class World:
         if not dist.is_initialized():
             if device.type == "cuda":
                 torch.cuda.set_device(device)
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            # The CPU's own group lets processes agree on things without waiting for their GPUs.
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
         return cls(dist.get_rank(), dist.get_world_size())
 
     def leave(self) -> None:
@@ -81,10 +82,7 @@ class World:
         """Whether any process says so: they must stop, save and validate at the same step."""
         if self.size == 1:
             return flag
-        votes = torch.tensor(float(flag))
-        if dist.get_backend() == "nccl":
-            votes = votes.cuda()
-        return bool(self.sum(votes) > 0)
+        return bool(self.sum(torch.tensor(float(flag))) > 0)
 
     def agree(self, value: _T) -> _T:
         """The first process's value, everywhere."""
@@ -108,6 +106,13 @@ def whole(tensor: Tensor) -> Tensor:
     from torch.distributed.tensor import DTensor
 
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's shard of a sharded tensor, sharing its memory; any other as it is."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def like(tensor: Tensor, parameter: nn.Parameter | Tensor) -> Tensor:

@@ -16,7 +16,8 @@ from llamita.errors import UserError
 from llamita.model.huggingface import read_config
 from llamita.model.locate import locate
 from llamita.planning.plan import SourceSize, TrainingPlan, make_plan
-from llamita.recipes.schema import Recipe
+from llamita.recipes.schema import LastCheckpoints, Recipe
+from llamita.training.averaging import steps_to_average
 from llamita.training.checkpoint import (
     TrainingState,
     has_training_state,
@@ -114,6 +115,12 @@ def _warnings(recipe: Recipe, plan: TrainingPlan, origin: Origin) -> tuple[str, 
                 f"{plan.config.logits_scaling:g}"
             )
         return tuple(warnings)
+    other = {"adamw": "momentum_buffer.", "muon": "exp_avg.model.layers.0.mlp.up_proj."}
+    if any(key.startswith(other[recipe.optimizer.kind]) for key in origin.state.tensors):
+        warnings.append(
+            f"the matrices of {origin.directory} were trained by another optimizer than "
+            f"{recipe.optimizer.kind}: their moments begin afresh, all else goes on"
+        )
     seed = origin.state.values["seed"]
     if seed != recipe.seed:
         warnings.append(
@@ -141,6 +148,14 @@ def _check_final(recipe: Recipe, plan: TrainingPlan, datasets: Mapping[str, Data
             f"checkpoints.final: {final} is not among the steps that this recipe takes "
             f"({first + 1:,} to {last:,}); name one of them, or write last or best"
         )
+    if isinstance(recipe.averaging, LastCheckpoints):
+        steps = steps_to_average(plan, recipe.averaging)
+        if len(steps) < recipe.averaging.checkpoints:
+            raise UserError(
+                f"averaging.checkpoints: {recipe.averaging.checkpoints}, but this recipe writes "
+                f"only {len(steps)} to average (at steps {', '.join(map(str, steps))}); lower it, "
+                "or checkpoints.every_steps"
+            )
     if final == "best" and datasets and not any(d.validation.num_tokens for d in datasets.values()):
         raise UserError(
             "checkpoints.final: best needs held-out text to choose by, and no dataset has any; "

@@ -9,6 +9,7 @@ import torch
 
 from llamita.model.devices import synchronize
 from llamita.planning.quantities import duration
+from llamita.training.compilation import graphs_met
 from llamita.training.loop import Trainer
 from llamita.training.objective import build_objective
 
@@ -39,7 +40,11 @@ def probe(trainer: Trainer, say: Callable[[str], None]) -> dict[str, float]:
     compiling = max(0.0, seconds[0] - best) if trainer.compute.compile else 0.0
     step = best * len(rows.tokens) / len(micro.tokens)
     rest = step * (trainer.last_step - position.step)
-    compiled = f"compiled in {duration(compiling)}, " if compiling else ""
+    compiled = ""
+    if compiling:
+        found, missed = graphs_met()
+        kept = f", {found} of {found + missed} graphs kept from before" if found else ""
+        compiled = f"compiled in {duration(compiling)}{kept}; "
     say(
         f"  time        {compiled}about {step:.3g} s a step, {duration(rest)} for the "
         f"{trainer.last_step - position.step:,} steps to come"

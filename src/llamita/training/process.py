@@ -8,7 +8,7 @@ import platform
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -64,15 +64,22 @@ def deterministic(runtime: Runtime, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """The first SIGINT or SIGTERM only joins the list; a second SIGINT stops at once."""
+def stop_signals(tell: Sequence[Callable[[], None]] = ()) -> Iterator[list[int]]:
+    """The first SIGINT or SIGTERM only joins the list; a second SIGINT stops at once.
+
+    Args:
+        tell: called on the first, inside the handler, in place of the line on standard error.
+    """
     received: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
         if received and number == signal.SIGINT:
             raise KeyboardInterrupt
         received.append(number)
-        os.write(2, b"\nstopping after this step, with everything saved (Ctrl-C: at once)\n")
+        for told in tell:
+            told()
+        if not tell:
+            os.write(2, b"\nstopping after this step, with everything saved (Ctrl-C: at once)\n")
 
     numbers = (signal.SIGINT, signal.SIGTERM)
     try:

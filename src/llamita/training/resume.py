@@ -12,10 +12,12 @@ MAY_CHANGE = (
     "name",
     "description",
     "runtime",
+    "averaging",
     "checkpoints",
     "validation",
     "samples",
     "guard",
+    "track",
     "datasets.*.path",
     "datasets.*.tokens",
     "datasets.*.max_epochs",
@@ -49,6 +51,9 @@ def check_may_go_on(old_plan: TrainingPlan, plan: TrainingPlan, stage: int, done
     stages_before, stages_after = before.pop("stages"), after.pop("stages")
     changed = changed_keys(before, after)
     refused = [path for path in changed if not _is_free(path)]
+    if "optimizer.kind" in refused:  # then most of its other keys come and go with it
+        refused = [path for path in refused if not path.startswith("optimizer.")]
+        refused.append("optimizer.kind")
     inherited = {path.rpartition(".")[2] for path in refused}  # a stage's own follow from these
     for number in range(stage):
         past = changed_keys(stages_before[number], _at(stages_after, number))

@@ -6,9 +6,10 @@ import json
 import os
 import platform
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +17,35 @@ import numpy as np
 import torch
 
 import llamita
+from llamita.architecture.memory import head_chunk_tokens
 from llamita.data.batch import Cursor
 from llamita.durable import replace_synced
+from llamita.errors import UserError
+from llamita.model.attention_kernels import attention_kernels
 from llamita.model.decoder import Decoder, compile_model
 from llamita.model.devices import choose_device
+from llamita.model.float8 import use_float8
 from llamita.model.huggingface import load_weights
 from llamita.model.initialization import initialize, learning_rate_multipliers
 from llamita.planning.plan import SourceSize, TrainingPlan, describe, make_plan
+from llamita.planning.quantities import gigabytes
 from llamita.recipes.loading import dump_recipe, load_recipe, override_recipe
-from llamita.recipes.schema import Constant, Recipe
+from llamita.recipes.schema import Constant, ExponentialAverage, Recipe
+from llamita.training.averaging import RunningAverage
 from llamita.training.checkpoint import (
     TrainingState,
     clean_up,
     step_directories,
 )
+from llamita.training.compilation import keep_compiled_code
+from llamita.training.devices import forget_peak_memory, peak_memory
 from llamita.training.environment import Environment, describe_memory, settle_environment
-from llamita.training.final import write_final
+from llamita.training.final import final_bits_per_byte, write_final
 from llamita.training.guards import StepGuard
-from llamita.training.loop import Interrupted, Position, Trainer
+from llamita.training.loop import Interrupted, Trainer
 from llamita.training.optimizer import build_optimizer, load_optimizer_state
 from llamita.training.parallelism import World
+from llamita.training.position import Position
 from llamita.training.preparation import (
     Preparation,
     fingerprints,
@@ -43,13 +53,16 @@ from llamita.training.preparation import (
 )
 from llamita.training.probe import probe
 from llamita.training.process import command_line, deterministic, locked, stop_signals
+from llamita.training.profiling import StepProfiler
+from llamita.training.reports import planned
 from llamita.training.resume import check_may_go_on
-from llamita.training.telemetry import EventLog
+from llamita.training.telemetry import EventLog, Observer
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """A finished run: `final` is a Hugging Face directory."""
+    """A finished run: `final` is a Hugging Face directory; `bits_per_byte` is of the last step, or
+    of the average where `final` is one, and None where nothing was measured."""
 
     run: Path
     final: Path
@@ -72,7 +85,11 @@ def train(
     overrides: Iterable[str] = (),
     start_from: str | Path | None = None,
     dry_run: bool = False,
+    device: str | None = None,
+    dtype: str | None = None,
     say: Callable[[str], None] = print,
+    observers: Sequence[Observer] = (),
+    profile: bool = False,
 ) -> TrainingResult | TrainingPlan:
     """Train what a recipe describes; the same call goes on with a run that was interrupted.
 
@@ -83,13 +100,20 @@ def train(
         start_from: as the recipe's `start_from`.
         dry_run: return the plan; nothing is allocated or written, and absent data are planned with
             their declared token counts.
+        device, dtype: in place of the recipe's `runtime.device` and `runtime.dtype`.
         say: receives every line meant for people.
+        observers: see the run's events as they are written, on this thread, in the first process;
+            `observe(event)` and at the end `close()`. The recipe's `track` adds its own.
+        profile: put this call's third to fifth step under torch.profiler and write RUN/profile, a
+            trace and tables of where the time went; then train on.
 
     Raises:
         UserError: anything the user can put right.
         RunInterrupted: SIGINT or SIGTERM arrived; a checkpoint was written.
     """
     overrides = list(overrides)
+    overrides += [f"runtime.device={device}"] if device is not None else []
+    overrides += [f"runtime.dtype={dtype}"] if dtype is not None else []
     if start_from is not None:  # in place of the model that the recipe would begin with
         overrides += ["model=null", f"start_from={json.dumps(str(start_from))}"]
     if isinstance(recipe, Recipe):
@@ -102,22 +126,30 @@ def train(
             say(line)
         return plan
     run = Path(out) if out is not None else Path("runs") / resolved.name
-    device = choose_device(resolved.runtime.device)
-    world = World.join(device)
+    where = choose_device(resolved.runtime.device)
+    world = World.join(where)
     quiet: Callable[[str], None] = say if world.is_main else (lambda line: None)
     try:
         with ExitStack() as stack:
             if world.is_main:
                 stack.enter_context(locked(run))
-            stack.enter_context(deterministic(resolved.runtime, device))
-            stop = stack.enter_context(stop_signals())
-            return _train(resolved, run, world, quiet, stop)
+            stack.enter_context(deterministic(resolved.runtime, where))
+            tell = [each.stopping for each in observers if hasattr(each, "stopping")]
+            stop = stack.enter_context(stop_signals(tell if world.is_main else ()))
+            return _train(resolved, run, world, quiet, stop, observers, profile, stack)
     finally:
         world.leave()
 
 
 def _train(
-    recipe: Recipe, run: Path, world: World, say: Callable[[str], None], stop: list[int]
+    recipe: Recipe,
+    run: Path,
+    world: World,
+    say: Callable[[str], None],
+    stop: list[int],
+    observers: Sequence[Observer],
+    profile: bool,
+    stack: ExitStack,
 ) -> TrainingResult:
     if world.is_main:
         clean_up(run)
@@ -131,13 +163,14 @@ def _train(
     last = len(plan.stages) - 1
     if (position.stage, position.stage_step) == (last, plan.stages[last].num_steps):
         return _already_done(preparation, run, position, world, say)
+    watching = [*observers, *_sinks(recipe, run)] if world.is_main else []
     for line in describe(plan):
         say(line)
     if recipe.runtime.threads is not None:
         torch.set_num_threads(recipe.runtime.threads)
     environment = settle_environment(plan, recorded, world)
-    compute, rows = environment.compute, environment.micro_batch_size
-    say(describe_memory(plan, rows, compute.dtype, world.size))
+    compute = environment.compute
+    say(describe_memory(plan, environment))
     for reason in compute.reasons:
         say(f"  compute     {reason}")
     warnings = [*environment.differences(recorded), *preparation.warnings]
@@ -145,23 +178,32 @@ def _train(
         say(f"  warning     {warning}")
     if world.is_main:
         replace_synced(run / "recipe.yaml", dump_recipe(recipe))
-    events = EventLog(run / "events.jsonl" if world.is_main else Path(os.devnull))
+    path = run / "events.jsonl" if world.is_main else Path(os.devnull)
+    events = EventLog(path, watching, say)
     try:
-        _announce(events, preparation, position, environment, changed, warnings)
+        _announce(events, run, preparation, position, environment, changed, warnings)
+        forget_peak_memory(compute.device)
+        baseline = peak_memory(compute.device)
+        stack.enter_context(attention_kernels(environment.attention))
         trainer = _build(preparation, run, environment, world, position, events, say, stop)
+        if profile and world.is_main:
+            trainer.profiler = _profiler(trainer)
         events.write("probe", step=position.step, **probe(trainer, say))
         if resume is not None:
             say(f"going on from {resume}")
-        return _run(trainer, stop)
+        forget_peak_memory(compute.device)  # compiling is over
+        return _run(trainer, stop, partial(_tell_memory, trainer, environment, baseline))
     finally:
         events.close()
 
 
-def _run(trainer: Trainer, stop: list[int]) -> TrainingResult:
+def _run(trainer: Trainer, stop: list[int], tell_memory: Callable[[], None]) -> TrainingResult:
     run, position, world = trainer.run_directory, trainer.position, trainer.world
     try:
         trainer.run()
+        tell_memory()
     except Interrupted:
+        tell_memory()
         trainer.events.write("interrupted", step=position.step)
         raise RunInterrupted(
             f"stopped at step {position.step}; saved as {run / f'step-{position.step}'}. "
@@ -171,11 +213,52 @@ def _run(trainer: Trainer, stop: list[int]) -> TrainingResult:
     if world.is_main:
         write_final(trainer.preparation, run)
     world.barrier()
-    value = position.validation["bits_per_byte"] if position.validation else None
+    value = final_bits_per_byte(trainer.recipe, position.validation)
     trainer.events.write("end", step=position.step, final="final", bits_per_byte=value)
     shown = "" if value is None else f" at {value:.4f} bits per byte"
+    if world.is_main:
+        trainer.events.flush(durable=True)
+        _report(run, trainer.say)
     trainer.say(f'done{shown}: {run / "final"}. Try: llamita generate {run} "…"')
     return TrainingResult(run, run / "final", position.step, value)
+
+
+def _report(run: Path, say: Callable[[str], None]) -> None:
+    """RUN/report.html. The model is safe already: a page that cannot be written is no failure."""
+    from llamita.reporting.report import write_report
+
+    try:
+        say(f"report: {write_report(run)}")
+    except UserError as error:
+        say(f"no report was written: {error}")
+
+
+def _profiler(trainer: Trainer) -> StepProfiler:
+    folder = trainer.run_directory / "profile"
+
+    def finished(fields: dict[str, Any], lines: list[str]) -> None:
+        trainer.events.write("profile", step=trainer.position.step, **fields)
+        for line in [*lines, f"the trace and all operators: {folder}"]:
+            trainer.say(line)
+
+    to_come = trainer.last_step - trainer.position.step
+    return StepProfiler(folder, trainer.compute.device, to_come, finished)
+
+
+def _tell_memory(trainer: Trainer, environment: Environment, baseline: int) -> None:
+    """What training took, beside what was expected."""
+    peak, planned = peak_memory(environment.compute.device), environment.memory
+    trainer.events.write(
+        "memory",
+        step=trainer.position.step,
+        estimate=asdict(planned),
+        baseline_bytes=baseline,
+        peak_bytes=peak,
+    )
+    trainer.say(
+        f"memory: {gigabytes(peak - baseline)} at the peak, {gigabytes(planned.total)} planned "
+        f"(beside {gigabytes(baseline)} that the process held before)"
+    )
 
 
 def _position(preparation: Preparation) -> Position:
@@ -209,15 +292,23 @@ def _build(
     else:
         initialize(model, plan.parametrization, seed=recipe.seed, std=recipe.initializer_std)
     model.compute_dtype = compute.dtype
+    model.head_chunk_size = head_chunk_tokens(compute.device.type)
+    model.checkpoint_blocks = environment.activation_checkpointing
     model.to(compute.device)
     multipliers = learning_rate_multipliers(model, plan.parametrization)
+    if compute.float8:
+        use_float8(model)
     if compute.compile:
+        keep_compiled_code()
         compile_model(model)
     world.shard(model)
     optimizer = build_optimizer(model, recipe.optimizer, multipliers)
     guard = StepGuard(recipe.guard, compute.device)
+    average = None
+    if isinstance(recipe.averaging, ExponentialAverage):
+        average = RunningAverage(model, recipe.averaging)
     if recorded is not None:
-        _restore(recorded, optimizer, guard, compute.device)
+        _restore(recorded, optimizer, guard, average, compute.device)
     return Trainer(
         preparation,
         run,
@@ -240,6 +331,7 @@ def _build(
         events=events,
         say=say,
         should_stop=lambda: bool(stop),
+        average=average,
     )
 
 
@@ -247,10 +339,13 @@ def _restore(
     recorded: TrainingState,
     optimizer: torch.optim.Optimizer,
     guard: StepGuard,
+    average: RunningAverage | None,
     device: torch.device,
 ) -> None:
     """Put a checkpoint's tensors back. (A branch's first stage will reset the guard.)"""
     load_optimizer_state(optimizer, recorded.tensors)
+    if average is not None:
+        average.load_state(recorded.tensors)
     torch.set_rng_state(recorded.tensors["rng.cpu"])
     if device.type == "cuda" and "rng.cuda" in recorded.tensors:
         torch.cuda.set_rng_state(recorded.tensors["rng.cuda"], device)
@@ -288,7 +383,7 @@ def _already_done(
     if world.is_main:
         write_final(preparation, run)
     world.barrier()
-    value = position.validation["bits_per_byte"] if position.validation else None
+    value = final_bits_per_byte(preparation.recipe, position.validation)
     more = "add a stage"
     if isinstance(preparation.plan.stages[-1].stage.schedule, Constant):
         more += " or raise the last one's tokens"
@@ -299,8 +394,22 @@ def _already_done(
     return TrainingResult(run, final, position.step, value)
 
 
+def _sinks(recipe: Recipe, run: Path) -> list[Observer]:
+    """What the recipe's `track` names.
+
+    Raises:
+        UserError: a package is missing, or wants an account.
+    """
+    if not recipe.track:
+        return []
+    from llamita.reporting.sinks import make_sinks
+
+    return list(make_sinks(recipe.track, run))
+
+
 def _announce(
     events: EventLog,
+    run: Path,
     preparation: Preparation,
     position: Position,
     environment: Environment,
@@ -320,6 +429,8 @@ def _announce(
             "torch": torch.__version__,
         },
         "command": command_line(),
+        "run": str(run),
+        **planned(plan),
     }
     if preparation.resumed is None:
         events.write("start", start_from=preparation.recipe.start_from, **fields)
