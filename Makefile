@@ -3,14 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help setup quickstart test test-all lint bench lock clean
+.PHONY: help setup quickstart test test-all lint bench bench-quality bench-gpu lock clean
 
 help:
 	@echo "make setup       install llamita into .venv"
 	@echo "make quickstart  train a small model on the Python installed here (about ten minutes)"
 	@echo "make test        the tests a contributor runs, and the linters"
 	@echo "make test-all    the slow tests too"
-	@echo "make bench       speed beside peers"
+	@echo "make bench       speed and memory beside peers"
+	@echo "make bench-quality  quality after three minutes beside peers (an hour)"
+	@echo "make bench-gpu   TinyLlama on a GPU beside peers"
 
 setup: .venv/.setup
 quickstart: .venv/.setup
@@ -32,7 +34,16 @@ bench: .venv/.bench
 	$(BIN)/python benchmarks/data_build.py
 	$(BIN)/python benchmarks/batches.py
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/head_chunks.py
+	$(BIN)/python benchmarks/optimizers.py
+	$(BIN)/python benchmarks/step_memory.py
 	$(BIN)/python benchmarks/training_step.py
+
+bench-quality: .venv/.bench
+	$(BIN)/python benchmarks/time_to_quality.py
+
+bench-gpu: .venv/.bench
+	$(BIN)/python benchmarks/gpu_training.py
 
 lock: .venv/.test
 	@{ echo "# Exact versions that the tests pass with; ranges are in pyproject.toml. Refresh: make lock"; \

@@ -101,7 +101,14 @@ def test_memory_s_items() -> None:
     config = preset("llamita-30m").config
     one, two = training_memory(config, 1, 512), training_memory(config, 2, 512)
     assert two.activations == 2 * one.activations
-    assert training_memory(config, 8, 512).logits == two.logits  # a chunk's, whatever the batch
+    # Small logits are kept for the backward pass; of large ones a chunk stands, whatever the batch.
+    kept = training_memory(config, 8, 512).logits - two.logits
+    assert kept == (8 - 2) * 512 * 8192 * 2
+    large = config.replace(vocab_size=32_000)
+    assert training_memory(large, 8, 512).logits == training_memory(large, 16, 512).logits
+    assert training_memory(large, 8, 512).logits < 8 * 512 * 32_000 * 2 / 2
+    spared = training_memory(config, 8, 512, activation_checkpointing=True)
+    assert spared.activations < training_memory(config, 8, 512).activations / 3
     assert two.weights == one.weights == 4 * 30_941_696
     assert training_memory(config, 1, 512, compute_bytes=4).weight_casts == 0
     sharded = training_memory(config, 1, 512, ranks=4)

@@ -266,6 +266,7 @@ PROGRAM = """
 import os, signal, sys, time
 from llamita.reporting.panel import watching
 from tests.reporting.crafted import events
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts without it
 with watching() as view:
     (observer,) = view.observers
     for event in events():

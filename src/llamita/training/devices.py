@@ -54,7 +54,7 @@ def choose_compute(
         UserError: a device that is not there, or compilation demanded where it cannot work.
     """
     device = choose_device(runtime.device)
-    reasons = [f"device {device}" + ("" if runtime.device == "auto" else " as asked")]
+    reasons = [_describe_device(device, asked=runtime.device != "auto")]
     before = recorded if recorded and recorded["device"] == device.type else {}
     wanted = runtime.dtype if runtime.dtype != "auto" else before.get("dtype", "auto")
     rate32 = matmul_rate(device, torch.float32)
@@ -81,6 +81,16 @@ def choose_compute(
         reasons.append("products of the blocks in float8, as asked; MFU is of bfloat16's rate")
     dtype = getattr(torch, wanted)
     return Compute(device, dtype, compiled, rate, tuple(reasons), runtime.float8)
+
+
+def _describe_device(device: torch.device, *, asked: bool) -> str:
+    if device.type == "cuda":
+        name = f"device {device}, {torch.cuda.get_device_name(device)}"
+    else:
+        name = f"device {device}"
+    if asked:
+        return f"{name}, as asked"
+    return name if device.type != "cpu" else f"{name}: PyTorch sees no CUDA or MPS device here"
 
 
 def _choose_compile(wanted: str, device: torch.device, seconds: float) -> tuple[bool, str]:
