@@ -106,3 +106,21 @@ def test_compiled_bfloat16_takes_the_blocked_path(
     assert (actual - expected).abs().mean() < 2e-3
     for our, their in zip(ours, theirs, strict=True):
         assert (our - their).abs().mean() < 1e-2 * their.abs().mean().clamp(min=1.0)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_keep_no_scores() -> None:
+    """The compiler keeps what it recognises in the backward; scores must not be among it."""
+    length = 4 * BLOCK
+    q, k, v = _inputs((4, 2), length, length, torch.bfloat16)
+    kept: list[int] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    compiled = torch.compile(attention, fullgraph=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        compiled(q, k, v, scale=0.25)
+    assert kept
+    assert max(kept) <= q.numel()
