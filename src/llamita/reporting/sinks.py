@@ -13,6 +13,7 @@ import io
 import json
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -166,6 +167,19 @@ class _Sink:
     def _finish(self) -> None: ...
 
 
+def _newest_second(folder: Path) -> int | None:
+    """Of TensorBoard's files, whose names begin with the second that they were made in."""
+    found = [path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*")]
+    return max((int(second) for second in found), default=None)
+
+
+def _await_later_name(folder: Path) -> None:
+    """TensorBoard reads files by name: one of the same second might come before its predecessor."""
+    newest = _newest_second(folder)
+    while newest is not None and newest >= int(time.time()) >= newest - 1:
+        time.sleep(0.05)
+
+
 class TensorBoardSink(_Sink):
     """Event files in RUN/tensorboard, and by number of tokens in RUN/tensorboard/by_tokens.
 
@@ -176,10 +190,11 @@ class TensorBoardSink(_Sink):
         from torch.utils.tensorboard import SummaryWriter
 
         folder = self.run / "tensorboard"
-        known = folder.is_dir() and any(folder.glob("events.out.tfevents.*"))
+        known = _newest_second(folder) is not None
         step = tokens = None
         if known:
             step = tokens = 0
+            _await_later_name(folder)
         if known and resumed is not None:
             step = resumed + 1
             tokens = 1 + max((e["tokens"] for e in self._steps_up_to(resumed)), default=0)
