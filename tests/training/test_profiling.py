@@ -49,6 +49,9 @@ def test_a_profiled_run(tiny_data: Path, tmp_path: Path, reference: Path) -> Non
     assert 0 < spent["forward"] < event["seconds"]
     assert 0 < spent["backward"] < event["seconds"]
     assert sum(spent.values()) <= event["seconds"]
+    optimizer = [row["seconds"] for row in event["table"] if row["name"] == "optimizer"]
+    # All that an update calls is the optimizer's; the phase's own Python is not.
+    assert 0.3 * spent["update"] < sum(optimizer) <= spent["update"]
     with gzip.open(tmp_path / "run" / "profile" / "trace.json.gz") as file:
         trace = json.load(file)
     names = [record.get("name") for record in trace["traceEvents"]]

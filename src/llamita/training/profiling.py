@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ PHASES = ("wait for data", "forward", "backward", "norm and guard", "update")
 
 _KINDS: tuple[tuple[str, str], ...] = (
     # The first pattern that is found in an operator's or kernel's name decides. Batched products
-    # are attention's: no other part of the model makes one.
+    # are attention's: no other part of the model makes one. (Muon does; on a CPU its operators are
+    # known by their phase.)
     ("communication", r"nccl|c10d|all_gather|reduce_scatter|all_reduce"),
     ("attention", r"scaled_dot_product|flash|fmha|cudnn.*sdpa|flex_|aten::bmm|aten::baddbmm"),
     ("matrix products", r"aten::(add)?mm$|_scaled_mm|gemm|cutlass|nvjet|xmma|mkldnn_linear"),
@@ -92,11 +93,12 @@ class StepProfiler:
         self._profile.export_chrome_trace(str(self.folder / "trace.json.gz"))
         averages = self._profile.key_averages()
         on_gpu = self.device.type == "cuda"
-        kinds = sum_by_kind(
-            (row.key, (row.self_device_time_total if on_gpu else row.self_cpu_time_total) / 1e6)
-            for row in averages
-            if not on_gpu or row.device_type.name == "CUDA"
-        )
+        if on_gpu:
+            kernels = (row for row in averages if row.device_type.name == "CUDA")
+            kinds = sum_by_kind((row.key, row.self_device_time_total / 1e6) for row in kernels)
+        else:
+            events: Any = self._profile.events()  # type: ignore[no-untyped-call]
+            kinds = sum_by_kind(_own_times(events))
         kinds["waiting and Python" if not on_gpu else "idle"] = max(
             0.0, seconds - sum(kinds.values())
         )
@@ -116,6 +118,16 @@ class StepProfiler:
         operators = averages.table(sort_by=sort, row_limit=40, max_name_column_width=80)
         (self.folder / "table.txt").write_text("\n".join([*lines, "", operators]) + "\n")
         self.finished(fields, lines)
+
+
+def _own_times(events: Iterable[Any]) -> Iterator[tuple[str, float]]:
+    """Operators on the host with their own seconds; all that an update calls is the optimizer's."""
+    for event in events:
+        ancestor = event
+        while ancestor is not None and ancestor.name != "update":
+            ancestor = ancestor.cpu_parent
+        name = event.name if ancestor in (None, event) else "optimizer"
+        yield name, event.self_cpu_time_total / 1e6
 
 
 def sum_by_kind(operators: Iterable[tuple[str, float]]) -> dict[str, float]:
