@@ -257,7 +257,8 @@ def _tell_memory(trainer: Trainer, environment: Environment, baseline: int) -> N
     )
     trainer.say(
         f"memory: {gigabytes(max(0, peak - baseline))} at the peak, "
-        f"{gigabytes(planned.total)} planned (beside {gigabytes(baseline)} that the process held before)"
+        f"{gigabytes(planned.total)} planned "
+        f"(beside {gigabytes(baseline)} that the process held before)"
     )
 
 
