@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -61,7 +62,7 @@ class Facts:
         return f"--set optimizer.learning_rate={value}"
 
 
-class Rule:
+class Rule(ABC):
     kind: ClassVar[str]
     of_steps: ClassVar[bool] = True
 
@@ -69,8 +70,9 @@ class Rule:
         self.facts = facts
         self.active: Alert | None = None
 
+    @abstractmethod
     def observe(self, event: Event) -> Alert | None:
-        raise NotImplementedError
+        """Take an event in; the alert, if its condition begins with it."""
 
     def _raise(self, step: int, message: str, action: str) -> Alert | None:
         """Whether this is news; if not, the standing alert keeps its step and takes the words."""

@@ -14,6 +14,7 @@ import json
 import os
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -103,7 +104,7 @@ _STEP = ("loss", "grad_norm", "learning_rate", "tokens")
 _PROGRESS = ("tokens_per_second", "mfu", "memory_bytes", "data_wait")
 
 
-class _Sink:
+class _Sink(ABC):
     """What the three share: beginning with history where there is none, and naming samples."""
 
     live = False
@@ -152,19 +153,24 @@ class _Sink:
         earlier = [e for e in read_events(self.run) if e["time"] < event["time"]]
         return [e for e in earlier if e.get("step", 0) <= event["step"]]
 
+    @abstractmethod
     def _open(self, resumed: int | None, recipe: dict[str, Any]) -> bool:
         """Begin, or go on from step `resumed`. True asks for what happened before."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _numbers(self, event: Event, numbers: Mapping[str, float]) -> None:
-        raise NotImplementedError
+        """Show numbers under their names."""
 
+    @abstractmethod
     def _text(self, event: Event, name: str, prompt: str, text: str) -> None:
-        raise NotImplementedError
+        """Show a sample."""
 
-    def _flush(self) -> None: ...
+    def _flush(self) -> None:  # noqa: B027  trackio and wandb send in their own time
+        """Make what was shown visible now, where that has to be asked for."""
 
-    def _finish(self) -> None: ...
+    @abstractmethod
+    def _finish(self) -> None:
+        """No more will come."""
 
 
 def _newest_second(folder: Path) -> int | None:

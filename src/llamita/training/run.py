@@ -272,6 +272,21 @@ def _position(preparation: Preparation) -> Position:
     return Position(preparation.plan.first_step, 0, 0, tokens, Cursor(consumed, {}))
 
 
+def _model(preparation: Preparation, environment: Environment) -> Decoder:
+    """The decoder on its device, with the weights that the run goes on from or begins with."""
+    recipe, plan, compute = preparation.recipe, preparation.plan, environment.compute
+    model = Decoder(plan.config, padded_vocab_size=environment.padded_vocab_size)
+    source = preparation.resumed or preparation.origin
+    if source is not None:
+        load_weights(model, source.directory)
+    else:
+        initialize(model, plan.parametrization, seed=recipe.seed, std=recipe.initializer_std)
+    model.compute_dtype = compute.dtype
+    model.head_chunk_size = head_chunk_tokens(compute.device.type)
+    model.checkpoint_blocks = environment.activation_checkpointing
+    return model.to(compute.device)
+
+
 def _build(
     preparation: Preparation,
     run: Path,
@@ -286,16 +301,7 @@ def _build(
     compute = environment.compute
     recipe, plan, recorded = preparation.recipe, preparation.plan, preparation.recorded
     torch.manual_seed(recipe.seed)
-    model = Decoder(plan.config, padded_vocab_size=environment.padded_vocab_size)
-    source = preparation.resumed or preparation.origin
-    if source is not None:
-        load_weights(model, source.directory)
-    else:
-        initialize(model, plan.parametrization, seed=recipe.seed, std=recipe.initializer_std)
-    model.compute_dtype = compute.dtype
-    model.head_chunk_size = head_chunk_tokens(compute.device.type)
-    model.checkpoint_blocks = environment.activation_checkpointing
-    model.to(compute.device)
+    model = _model(preparation, environment)
     multipliers = learning_rate_multipliers(model, plan.parametrization)
     if compute.float8:
         use_float8(model)
