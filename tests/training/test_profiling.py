@@ -11,6 +11,7 @@ import pytest
 from llamita.errors import UserError
 from llamita.reporting.events import read_events
 from llamita.training.profiling import PHASES, sum_by_kind
+from llamita.training.run import train
 from tests.training.helpers import STABLE, stage, tiny_recipe, trained, weights
 
 
@@ -69,6 +70,11 @@ def test_a_run_too_short_to_profile(tiny_data: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(tiny_data, stages=[stage("stable", 4, STABLE)])
     with pytest.raises(UserError, match="takes 5 steps, and this run has 4 to come"):
         trained(recipe, tmp_path / "run", profile=True)
+
+
+def test_a_dry_run_has_nothing_to_profile(tiny_data: Path) -> None:
+    with pytest.raises(UserError, match="--dry-run takes none"):
+        train(tiny_recipe(tiny_data), dry_run=True, profile=True)
 
 
 def test_memory_is_told_beside_the_plan(reference: Path) -> None:

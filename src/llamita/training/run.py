@@ -111,6 +111,8 @@ def train(
         UserError: anything the user can put right.
         RunInterrupted: SIGINT or SIGTERM arrived; a checkpoint was written.
     """
+    if dry_run and profile:
+        raise UserError("--profile needs steps to watch, and --dry-run takes none; leave out one")
     overrides = list(overrides)
     overrides += [f"runtime.device={device}"] if device is not None else []
     overrides += [f"runtime.dtype={dtype}"] if dtype is not None else []
