@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
@@ -14,44 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from llamita.errors import UserError, did_you_mean
 from llamita.recipes.schema import Recipe
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's idea of a float, so that `1e-4` and `2e9` are numbers, and no key given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            key = str(key_node.value)
-            if key in seen:
-                mark = key_node.start_mark
-                raise UserError(f"{mark.name}:{mark.line + 1}: key {key!r} is given twice")
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
-
-
-_FLOAT = re.compile(
-    r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?"
-    r"|[0-9][0-9_]*[eE][-+]?[0-9]+|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
-)
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """Parse YAML with readable errors. `where` names the text in them."""
-    try:
-        loader = _Loader(text)
-        loader.name = where
-        try:
-            return loader.get_single_data()
-        finally:
-            loader.dispose()
-    except yaml.YAMLError as error:
-        raise UserError(f"{where} is not valid YAML: {error}") from error
+from llamita.recipes.yaml_reading import Loader, parse_yaml
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -157,7 +119,7 @@ def dump_recipe(recipe: Recipe) -> str:
 
     class Dumper(yaml.SafeDumper):
         # Quotes what our loader, and not YAML 1.1, would take for a number.
-        yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+        yaml_implicit_resolvers = Loader.yaml_implicit_resolvers
 
     Dumper.add_representer(tuple, lambda d, v: d.represent_sequence("tag:yaml.org,2002:seq", v))
     data = recipe.model_dump(mode="python")
