@@ -2,7 +2,8 @@
 
     python benchmarks/startup.py [--rounds 10]
 
-Bars: `llamita --help` under 0.3 s; no torch imported by `import llamita`.
+Bars: `llamita --help` under 0.3 s, an answer of `llamita plan` under 0.5 s; no torch imported by
+`import llamita`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ COMMANDS = {
     "llamita --help": ["-m", "llamita", "--help"],
     "llamita train --help": ["-m", "llamita", "train", "--help"],
     "train … --dry-run": ["-m", "llamita", "train", "tinyllama-1.1b", "--dry-run"],
+    "plan, FLOPs": ["-m", "llamita", "plan", "--quality", "13B", "--serve-tokens", "2e12"],
+    "plan, cost": ["-m", "llamita", "plan", "--quality=2B", "--requests=1e9", "--hardware=8xh100"],
+    "plan of a recipe": ["-m", "llamita", "plan", "tinyllama-1.1b", "--hardware", "8xh100"],
 }
 
 

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from llamita.errors import UserError as UserError
     from llamita.inference.writing import generate as generate
     from llamita.model.huggingface import load_model as load_model
+    from llamita.planning.hardware import show_hardware as show_hardware
+    from llamita.planning.law_verbs import fit_law as fit_law
+    from llamita.planning.law_verbs import show_laws as show_laws
+    from llamita.planning.verb import plan as plan
     from llamita.reporting.information import info as info
     from llamita.reporting.report import report as report
     from llamita.starter.quickstart import quickstart as quickstart
@@ -26,13 +30,17 @@ __version__ = "0.1.0"
 _WHERE = {
     "UserError": "llamita.errors",
     "build_data": "llamita.data.build",
+    "fit_law": "llamita.planning.law_verbs",
     "generate": "llamita.inference.writing",
     "info": "llamita.reporting.information",
     "load_model": "llamita.model.huggingface",
     "load_tokenizer": "llamita.data.tokenizer",
+    "plan": "llamita.planning.verb",
     "quickstart": "llamita.starter.quickstart",
     "report": "llamita.reporting.report",
     "show_data": "llamita.data.show",
+    "show_hardware": "llamita.planning.hardware",
+    "show_laws": "llamita.planning.law_verbs",
     "train": "llamita.training.run",
     "train_tokenizer": "llamita.data.tokenizer_training",
 }

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import llamita
+from llamita.cli_planning import add_planning
 from llamita.errors import UserError
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ tokenizer_app = typer.Typer(help="Make a tokenizer.", no_args_is_help=True)
 data_app = typer.Typer(help="Turn text into training data, and look at it.", no_args_is_help=True)
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(data_app, name="data")
+add_planning(app)
 
 Sources = Annotated[
     list[str],

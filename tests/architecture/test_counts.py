@@ -1,4 +1,4 @@
-"""Parameters, FLOPs and memory against published numbers."""
+"""Parameters and FLOPs against published numbers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,8 @@ from llamita.architecture.counts import (
     flops_per_token,
     inference_flops_per_token,
     matmul_parameters,
+    mixture_parameters,
     num_parameters,
-)
-from llamita.architecture.memory import (
-    activation_bytes_per_token,
-    inference_memory,
-    training_memory,
 )
 from llamita.architecture.presets import PRESETS, preset
 from llamita.errors import UserError
@@ -85,36 +81,20 @@ def test_minicpm_multipliers(name: str, residual: float, divisor: float) -> None
     assert config.attention_scale == 0.125
 
 
-def test_tinyllama_memory() -> None:
-    config = preset("tinyllama-1.1b").config
-    # Their 40 GB card at micro-batch 8: 17.6 GB of states and about 17 GB of activations.
-    memory = training_memory(config, 8, 2048)
-    states = memory.weights + memory.gradients + memory.optimizer
-    assert states == 16 * 1_100_048_384
-    assert activation_bytes_per_token(config) / 1e6 == pytest.approx(1.04, rel=0.03)
-    assert memory.activations / 1e9 == pytest.approx(17, rel=0.05)
-    assert 33e9 < memory.total < 40e9
-    assert training_memory(config, 16, 2048).total / 1e9 == pytest.approx(52, rel=0.07)
-
-
-def test_memory_s_items() -> None:
-    config = preset("llamita-30m").config
-    one, two = training_memory(config, 1, 512), training_memory(config, 2, 512)
-    assert two.activations == 2 * one.activations
-    # Small logits are kept for the backward pass; of large ones a chunk stands, whatever the batch.
-    kept = training_memory(config, 8, 512).logits - two.logits
-    assert kept == (8 - 2) * 512 * 8192 * 2
-    large = config.replace(vocab_size=32_000)
-    assert training_memory(large, 8, 512).logits == training_memory(large, 16, 512).logits
-    assert training_memory(large, 8, 512).logits < 8 * 512 * 32_000 * 2 / 2
-    spared = training_memory(config, 8, 512, activation_checkpointing=True)
-    assert spared.activations < training_memory(config, 8, 512).activations / 3
-    assert two.weights == one.weights == 4 * 30_941_696
-    assert training_memory(config, 1, 512, compute_bytes=4).weight_casts == 0
-    sharded = training_memory(config, 1, 512, ranks=4)
-    assert sharded.optimizer == two.optimizer / 4
-    cache = inference_memory(config, 3, 100, cache_bytes=2).key_value_cache
-    assert cache == 3 * 100 * 2 * 8 * 2 * 64 * 2
+def test_a_mixture_of_experts() -> None:
+    config = preset("minicpm-2.4b").config
+    # MiniCPM-MoE: eight copies of each MLP, two for a token, routers included.
+    mixture = mixture_parameters(config, 8, 2)
+    assert mixture == (13_590_468_864, 4_035_320_064)
+    assert mixture.total - mixture.active == 40 * 6 * 3 * 2304 * 5760
+    dense = num_parameters(config, embedding=False)
+    assert mixture_parameters(config, 1, 1) == (dense + 40 * 2304, dense + 40 * 2304)
+    biased = config.replace(mlp_bias=True)
+    more = mixture_parameters(biased, 8, 2).total - mixture.total
+    assert more == 8 * 40 * (2 * 5760 + 2304)
+    for experts, chosen in ((8, 9), (8, 0), (0, 0)):
+        with pytest.raises(UserError, match="experts a token"):
+            mixture_parameters(config, experts, chosen)
 
 
 def test_preset_names() -> None:

@@ -15,6 +15,7 @@ import pytest
 
 import llamita
 from llamita.errors import UserError
+from llamita.planning.check import check_run
 from llamita.reporting.events import read_events
 from llamita.reporting.report import report, write_report
 from llamita.reporting.report_compare import flatten
@@ -175,10 +176,31 @@ def test_figures_in_words(tmp_path: Path) -> None:
     source = (run / "report.html").read_text(encoding="utf-8")
     rows = re.findall(r'<th scope="row">([^<]+)</th>((?:<td>[^<]*</td>)+)', source)
     cells = {name: re.findall("<td>([^<]*)</td>", rest) for name, rest in rows}
-    stepping = sum(10 * BATCH / rate for rate in rates)
-    assert cells["Time in steps"] == ["20s", f"{stepping:.0f}s", f"{stepping / 20:.1%}"]
-    assert cells["Time in all"] == ["–", "20s", ""]
-    assert cells["Tokens"] == ["51,200", "51,200", "100.0%"]
+    # The probe's tenth of a second a step, and a clock that went on by as much with each.
+    assert cells["  in steps"] == ["20s", "20s", "0.0%"]
+    assert cells["time"] == ["–", "20s", ""]
+    assert cells["steps"] == ["200", "200", "0.0%"]
+    assert cells["tokens/s"] == ["–", f"{harmonic / 1000:.3g}k", ""]
+    assert "no plan was written into this run" in shown
+
+
+def test_the_plan_is_the_one_that_check_compares(tmp_path: Path) -> None:
+    """A forecast's figures, difference and notes are in the page as `plan --check` prints them."""
+    run = tmp_path / "run"
+    with Run(run) as writer:
+        writer.start(last_step=10)
+        stage = {"name": "stable", "first_step": 0, "steps": 10, "tokens": 10 * BATCH}
+        stage |= {"flops": 5e9, "seconds": 10.0}
+        told = {"stages": [stage], "seconds": 10.0, "parts": {}, "mfu": 0.2, "left_out": ["<rain>"]}
+        told |= {"devices": 1, "memory": {"total": 10**9}, "predicted": None}
+        writer.write("forecast", step=0, last_step=10, **told)
+        writer.steps(1, 10, seconds_each=1.5)
+    shown = page(run).text
+    for line in check_run(run).lines()[1:]:
+        for cell in filter(None, re.split(r"  +", line)):
+            assert cell in shown or cell in ("planned", "achieved", "difference"), cell
+    for word in ("+50.0%", "the plan does not know of <rain>", "1.00 GB", "at step 10 of 10"):
+        assert word in shown, word
 
 
 def test_optional_events(tmp_path: Path) -> None:
@@ -196,7 +218,7 @@ def test_optional_events(tmp_path: Path) -> None:
     for word in (
         "2.50 GB",
         "2.75 GB",
-        "110.0%",
+        "+10.0%",
         "P1",
         "backward",
         "50.0%",

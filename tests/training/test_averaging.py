@@ -306,8 +306,8 @@ def test_memory_counts_what_is_kept() -> None:
         p.numel() for n, p in built(SMALL).named_parameters() if p.dim() == 2 and ".layers." in n
     )
     total = sum(p.numel() for p in built(SMALL).parameters())
-    plain = training_memory(SMALL, 1, 32)
-    muon = training_memory(SMALL, 1, 32, muon=True, average=True)
+    plain = training_memory(SMALL, 64, 32)
+    muon = training_memory(SMALL, 64, 32, muon=True, average=True)
     assert plain.optimizer == 4 * 2 * total
     assert plain.average == 0
     assert muon.optimizer == 4 * (2 * total - blocks)

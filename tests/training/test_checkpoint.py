@@ -14,13 +14,13 @@ import torch
 from llamita import durable
 from llamita.durable import replace_synced
 from llamita.errors import UserError
+from llamita.model.records import recorded_parametrization
 from llamita.training import checkpoint
 from llamita.training.checkpoint import (
     TrainingState,
     clean_up,
     load_training_state,
     prune,
-    recorded_parametrization,
     save_checkpoint,
     step_directories,
     verify_checkpoint,

@@ -155,7 +155,7 @@ def test_stacks_of_any_size_do_the_same(monkeypatch: pytest.MonkeyPatch) -> None
     together, alone = parameters(), parameters()
     for number, tensors in enumerate((together, alone)):
         if number:
-            monkeypatch.setattr(muon_module, "_STACK_ELEMENTS", 1)
+            monkeypatch.setattr(muon_module, "MUON_STACK_ELEMENTS", 1)
         groups: list[dict[str, Any]] = [{"params": tensors}]
         run_of(
             Muon(groups, nothing_else(), lr=0.05, weight_decay=0.1, dtype=torch.float32), tensors

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Literal, NamedTuple
+
 from llamita.architecture.config import ModelConfig
+from llamita.errors import UserError
+
+Counts = Literal["total", "non-embedding"]
+"""Which parameters a law or a size speaks of: all, or those without the embedding and the head."""
+
+
+class MixtureParameters(NamedTuple):
+    """Parameters of a mixture of experts: memory follows `total`, FLOPs a token `active`."""
+
+    total: int
+    active: int
 
 
 def block_matmul_parameters(config: ModelConfig) -> int:
@@ -66,3 +79,30 @@ def inference_flops_per_token(config: ModelConfig, context_length: int) -> int:
     """FLOPs of one forward pass for one token that attends to `context_length` tokens."""
     width = config.num_attention_heads * config.head_dim
     return 2 * matmul_parameters(config) + 4 * config.num_hidden_layers * width * context_length
+
+
+def mixture_parameters(
+    config: ModelConfig, num_experts: int, experts_per_token: int
+) -> MixtureParameters:
+    """Parameters without embeddings if each MLP becomes `num_experts` copies of itself.
+
+    A router of hidden_size · num_experts weights in each layer picks `experts_per_token` of them
+    for a token; all else is the dense model's (as in MiniCPM-MoE, arXiv 2404.06395).
+
+    Raises:
+        UserError: more experts for a token than there are, or none.
+    """
+    if not 1 <= experts_per_token <= num_experts:
+        raise UserError(
+            f"{experts_per_token} experts a token of {num_experts}: write a number from 1 to "
+            f"{num_experts if num_experts > 0 else 'the number of experts, which is at least 1'}"
+        )
+    hidden, ffn = config.hidden_size, config.intermediate_size
+    expert = 3 * hidden * ffn + (2 * ffn + hidden if config.mlp_bias else 0)
+    router = hidden * num_experts
+    shared = num_parameters(config, embedding=False) - config.num_hidden_layers * expert
+    total, active = (
+        shared + config.num_hidden_layers * (number * expert + router)
+        for number in (num_experts, experts_per_token)
+    )
+    return MixtureParameters(total, active)

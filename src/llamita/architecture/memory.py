@@ -1,34 +1,64 @@
-"""What a model needs in memory, item by item, before anything is allocated."""
+"""What a model needs in memory, item by item, before anything is allocated.
+
+A training step is planned by its fullest moment (architecture/moments.py); `benchmarks/
+plan_memory.py` holds plans against what training takes.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from llamita.architecture.config import ModelConfig
-from llamita.architecture.counts import block_matmul_parameters, num_parameters
+from llamita.architecture.counts import num_parameters
+from llamita.architecture.moments import (
+    BFLOAT16,
+    FLOAT32,
+    KEPT_LOGITS_BYTES,
+    MUON_STACK_ELEMENTS,
+    StepMoments,
+    TrainingMemory,
+    activation_bytes_per_token,
+)
 
-KEPT_LOGITS_BYTES = 96_000_000
-"""Logits up to this size are kept for the backward pass, which saves one of the head's four
-products. Larger ones are computed again, a chunk at a time."""
-FLOAT32 = 4
-BFLOAT16 = 2
+__all__ = [
+    "BFLOAT16",
+    "FLOAT32",
+    "KEPT_LOGITS_BYTES",
+    "MUON_STACK_ELEMENTS",
+    "WEIGHT_BITS",
+    "InferenceMemory",
+    "TrainingMemory",
+    "activation_bytes_per_token",
+    "head_chunk_tokens",
+    "inference_memory",
+    "serving_memory",
+    "training_memory",
+]
 
+WEIGHT_BITS: Mapping[str, float] = {
+    "float32": 32,
+    "bfloat16": 16,
+    "float16": 16,
+    "int8": 8.5,
+    "q8_0": 8.5,
+    "q6_k": 6.5625,
+    "q5_k": 5.5,
+    "q5_1": 6.0,
+    "q5_0": 5.5,
+    "q4_k": 4.5,
+    "q4_1": 5.0,
+    "int4": 4.5,
+    "q4_0": 4.5,
+}
+"""Bits of a stored weight with its share of the scales: llama.cpp's block formats (ggml-common.h).
+q8_0 is 32 weights in 34 bytes, one half-precision scale; q4_0 18 bytes; q4_1 20, a minimum too;
+q4_k 256 weights in 144 bytes. int8 and int4 stand for blocks of 32 with one such scale."""
 
-@dataclass(frozen=True)
-class TrainingMemory:
-    """Bytes of one training step on one device, by what holds them."""
-
-    weights: int
-    gradients: int
-    optimizer: int
-    weight_casts: int
-    activations: int
-    logits: int
-    average: int = 0
-
-    @property
-    def total(self) -> int:
-        return sum(getattr(self, field.name) for field in fields(self))
+SERVING_RUNTIME_BYTES = 512 * 2**20
+"""Allowance for what a serving process holds beside weights and cache: its code (0.32 GB for
+Python with PyTorch, measured on Linux) and buffers for one pass."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +67,11 @@ class InferenceMemory:
 
     weights: int
     key_value_cache: int
+    runtime: int = 0
 
     @property
     def total(self) -> int:
-        return self.weights + self.key_value_cache
+        return self.weights + self.key_value_cache + self.runtime
 
 
 def head_chunk_tokens(device_type: str) -> int:
@@ -51,23 +82,6 @@ def head_chunk_tokens(device_type: str) -> int:
     once, which for TinyLlama is 0.3 ms: four times as many tokens, so that it stays under 1%.
     """
     return 512 if device_type == "cpu" else 2048
-
-
-def activation_bytes_per_token(config: ModelConfig, compute_bytes: int = BFLOAT16) -> int:
-    """What one block keeps for its backward pass, times the layers, in bytes a token.
-
-    Counted for fused kernels (torch.compile and a flash attention, whose score matrix never
-    stands): per block the input of each norm and what it puts out, q, k and v after rotation, the
-    attention's output and its float32 log-sum-exp, the gate and the up projection; their product
-    is computed again. TinyLlama: 1.06 MB a token in bfloat16, where its authors' 40 GB imply 1.04.
-    """
-    queries = config.num_attention_heads * config.head_dim
-    keys = config.num_key_value_heads * config.head_dim
-    kept = 4 * config.hidden_size + 2 * queries + 2 * keys + 2 * config.intermediate_size
-    if config.qk_norm:
-        kept += queries + keys
-    per_block = kept * compute_bytes + config.num_attention_heads * FLOAT32
-    return config.num_hidden_layers * per_block
 
 
 def training_memory(
@@ -81,54 +95,47 @@ def training_memory(
     muon: bool = False,
     average: bool = False,
     activation_checkpointing: bool = False,
+    device_type: str = "cpu",
+    compiled: bool = True,
+    accumulates: bool = False,
 ) -> TrainingMemory:
-    """Memory of a training step: float32 weights, gradients and moments, and the rest.
+    """Memory of a training step at its fullest moment: float32 weights, gradients and moments, and
+    the rest.
+
+    Gradients of the blocks come about while activations go away, so that the two are never whole
+    together, unless gradients of earlier passes stand (`accumulates`).
 
     Args:
         config: the model.
         micro_batch_size: rows of one forward and backward pass on this device.
         sequence_length: tokens of a row.
         compute_bytes: bytes of an activation, 2 for bfloat16, 4 for float32.
-        head_chunk_size: tokens whose logits stand at a time; by default a CPU's.
-        ranks: devices over which weights, gradients and moments are sharded evenly.
+        head_chunk_size: tokens whose logits stand at a time; by default the device's.
+        ranks: devices over which weights, gradients and moments are sharded evenly (FSDP2).
         muon: whether the blocks' matrices have Muon's one moment in place of AdamW's two.
         average: whether a running average of the weights is kept.
         activation_checkpointing: whether only the blocks' inputs are kept, and one block's
             activations at a time.
-
-    Returns:
-        An estimate: allocators' reserves and fragmentation are not in it.
+        device_type: `cpu`, where the plan is of the resident set, with what the heap and the code
+            take besides; or `cuda`, where it is of what the allocator hands out.
+        compiled: whether blocks and head run through torch.compile, which keeps and makes less.
+        accumulates: whether a step has several passes, which add up their gradients.
     """
-    parameters = num_parameters(config)
-    share = -(-parameters // ranks)
-    moments = 2 * parameters
-    if muon:
-        moments -= config.num_hidden_layers * block_matmul_parameters(config)
     tokens = micro_batch_size * sequence_length
-    per_token = activation_bytes_per_token(config, compute_bytes)
-    if activation_checkpointing:
-        inputs = config.num_hidden_layers * config.hidden_size * compute_bytes
-        per_token = inputs + per_token // config.num_hidden_layers
-    chunk = min(head_chunk_size or head_chunk_tokens("cpu"), tokens)
-    # A chunk's product and its gradient in the compute type (fused kernels write no float32
-    # logits), and the share of the weight's gradient that is about to be added.
-    logits = 2 * chunk * config.vocab_size * compute_bytes
-    logits += config.vocab_size * config.hidden_size * compute_bytes
-    kept = tokens * config.vocab_size * compute_bytes
-    if kept <= KEPT_LOGITS_BYTES:
-        logits += kept
-    # The last hidden state and its norm's output live beside the blocks' activations.
-    around = tokens * 2 * config.hidden_size * compute_bytes
-    return TrainingMemory(
-        weights=share * FLOAT32,
-        gradients=share * FLOAT32,
-        optimizer=-(-moments // ranks) * FLOAT32,
-        # autograd keeps the cast copy of each weight from forward to backward
-        weight_casts=parameters * compute_bytes if compute_bytes < FLOAT32 else 0,
-        activations=tokens * per_token + around,
-        logits=logits,
-        average=share * FLOAT32 if average else 0,
-    )
+    moments = StepMoments(
+        config,
+        tokens,
+        min(head_chunk_size or head_chunk_tokens(device_type), tokens),
+        compute_bytes=compute_bytes,
+        ranks=ranks,
+        muon=muon,
+        average=average,
+        checkpointing=activation_checkpointing,
+        device_type=device_type,
+        compiled=compiled,
+        accumulates=accumulates,
+    ).all()
+    return max(moments.values(), key=lambda memory: memory.total)
 
 
 def inference_memory(
@@ -139,10 +146,37 @@ def inference_memory(
     weight_bytes: int = FLOAT32,
     cache_bytes: int = FLOAT32,
 ) -> InferenceMemory:
-    """Memory of `batch_size` texts of `context_length` tokens being written."""
+    """Memory of `batch_size` texts of `context_length` tokens being written: tensors alone."""
+    return serving_memory(
+        config,
+        context_length,
+        batch_size=batch_size,
+        weight_bits=8 * weight_bytes,
+        cache_bits=8 * cache_bytes,
+        runtime_bytes=0,
+    )
+
+
+def serving_memory(
+    config: ModelConfig,
+    context_length: int,
+    *,
+    batch_size: int = 1,
+    weight_bits: float,
+    cache_bits: float = 16,
+    runtime_bytes: int = SERVING_RUNTIME_BYTES,
+) -> InferenceMemory:
+    """Memory of serving `batch_size` texts of up to `context_length` tokens each.
+
+    Args:
+        weight_bits: of every weight, scales included; see `WEIGHT_BITS`.
+        cache_bits: of a number in the cache of keys and values: 16, or 8.5 for q8_0.
+        runtime_bytes: allowance for all else.
+    """
     keys = config.num_key_value_heads * config.head_dim
-    per_token = 2 * config.num_hidden_layers * keys * cache_bytes
+    numbers = 2 * config.num_hidden_layers * keys * batch_size * context_length
     return InferenceMemory(
-        weights=num_parameters(config) * weight_bytes,
-        key_value_cache=batch_size * context_length * per_token,
+        weights=math.ceil(num_parameters(config) * weight_bits / 8),
+        key_value_cache=math.ceil(numbers * cache_bits / 8),
+        runtime=runtime_bytes,
     )

@@ -19,6 +19,8 @@ from torch import Tensor
 from llamita.architecture.config import ModelConfig
 from llamita.errors import UserError
 from llamita.model.decoder import Decoder
+from llamita.model.records import read_config as read_config
+from llamita.model.records import read_json
 
 SAFETENSORS = "model.safetensors"
 PICKLE = "pytorch_model.bin"
@@ -33,34 +35,6 @@ _DTYPE_NAMES = {
 _LISTED = 8  # names shown of each kind in an error, so that it stays readable
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object")
-    return content
-
-
-def read_config(directory: str | Path) -> ModelConfig:
-    """The config of a Hugging Face directory.
-
-    The ids of generation_config.json are not consulted: config.json's are what training used.
-
-    Raises:
-        UserError: no readable config.json, or one that describes another kind of model.
-    """
-    path = Path(directory) / "config.json"
-    mapping = _read_json(path)
-    try:
-        return ModelConfig.from_huggingface(mapping)
-    except UserError as error:
-        raise UserError(f"{path.parent}: {error}") from None
-
-
 def _weight_files(directory: Path) -> list[Path]:
     """The files that hold the weights; safetensors are preferred to pickles."""
     for name in (SAFETENSORS, PICKLE):
@@ -69,7 +43,7 @@ def _weight_files(directory: Path) -> list[Path]:
         index = directory / f"{name}.index.json"
         if not index.is_file():
             continue
-        places = _read_json(index).get("weight_map")
+        places = read_json(index).get("weight_map")
         if not isinstance(places, dict) or not places:
             raise UserError(f"{index} has no weight_map")
         files = sorted(set(places.values()))

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from llamita.errors import UserError, did_you_mean
+from llamita.model.records import COMPLETE
 
 _WEIGHTS = (
     "model.safetensors",
@@ -13,7 +14,6 @@ _WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-_COMPLETE = Path("training") / "complete.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # Never code: what a checkpoint brings along as *.py is not fetched, let alone run.
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.bin", "*.model", "*.jinja"]
@@ -39,7 +39,7 @@ def checkpoints(run: Path) -> list[Path]:
     whole = [
         (step, path)
         for step, path in steps
-        if _is_model(path) and ((path / _COMPLETE).is_file() or not (path / "training").exists())
+        if _is_model(path) and ((path / COMPLETE).is_file() or not (path / "training").exists())
     ]
     return [path for _, path in sorted(whole)]
 

@@ -8,20 +8,24 @@ a law too (`llamita law fit` writes one).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from llamita.errors import UserError, did_you_mean
 from llamita.planning.quantities import tokens as short
 from llamita.recipes.yaml_reading import parse_yaml
 
+if TYPE_CHECKING:
+    from llamita.architecture.counts import Counts
+
 LossUnit = Literal["nats per token", "nats per byte", "bits per byte"]
-Counts = Literal["total", "non-embedding"]
 Range = tuple[float, float]
+Sample = tuple[float, float, float, float, float]
+CONSTANTS = ("E", "A", "alpha", "B", "beta")
 
 DEFAULT_LAW = "beyond-chinchilla"
 REPEATED_DATA = 15.387756
@@ -42,6 +46,8 @@ class Law:
     """L(N, D) = E + A/(N/parameters_unit)^alpha + B/(D/tokens_unit)^beta.
 
     errors: one standard error of a constant. intervals: 95% intervals from a bootstrap.
+    samples: its fits, (E, A, alpha, B, beta) in the law's units: constants hang together, so that
+    intervals of anything but a single one come from these.
     fitted_*: the range of the runs behind the fit, None where the source gives none.
     """
 
@@ -65,14 +71,15 @@ class Law:
     fitted_ratio: Range | None = None
     data: str | None = None
     """Whose text the loss is of, for a law fitted on runs of one's own."""
+    samples: tuple[Sample, ...] = field(default=(), repr=False)
 
     def parameters_term(self, parameters: float) -> float:
         """A/N^α: what the loss would fall by if the model were infinitely large."""
-        return self.A * (parameters / self.parameters_unit) ** -self.alpha
+        return float(self.A * (parameters / self.parameters_unit) ** -self.alpha)
 
     def tokens_term(self, tokens: float) -> float:
         """B/D^β: what the loss would fall by after infinitely many tokens."""
-        return self.B * (tokens / self.tokens_unit) ** -self.beta
+        return float(self.B * (tokens / self.tokens_unit) ** -self.beta)
 
     def at(self, parameters: float, tokens: float, unique: float | None = None) -> float:
         """The loss of N parameters after D tokens, drawn from `unique` ones if that is given.
@@ -140,6 +147,14 @@ class Law:
         """
         return _worth(tokens, unique, self._repeated_data)
 
+    def worth_at(self, epochs: float) -> float:
+        """dD'/dD = e^(-R/R*): what the last token read is worth beside a fresh one."""
+        return math.exp(-max(0.0, epochs - 1) / self._repeated_data)
+
+    def epochs_at_worth(self, worth: float) -> float:
+        """The inverse of `worth_at`."""
+        return 1 - self._repeated_data * math.log(worth)
+
     def most_effective_tokens(self, unique: float) -> float:
         """What U unique tokens are worth when they are repeated for ever."""
         return unique * (1 + self._repeated_data)
@@ -176,6 +191,27 @@ class Law:
                 high = middle
         return math.exp(high)
 
+    # -- uncertainty --------------------------------------------------------------------------
+
+    def sampled_laws(self) -> list[Law]:
+        """A law for each of the samples, with no samples of its own."""
+        return [
+            replace(self, E=e, A=a, alpha=alpha, B=b, beta=beta, samples=(), intervals={})
+            for e, a, alpha, b, beta in self.samples
+        ]
+
+    def interval_of(self, function: Callable[[Law], float], level: float = 0.95) -> Range | None:
+        """Where what a function says of the law lies, by the percentiles of what it says of the
+        samples; None for a law that has none."""
+        if not self.samples:
+            return None
+        values = sorted(function(law) for law in self.sampled_laws())
+        return _quantile(values, (1 - level) / 2), _quantile(values, (1 + level) / 2)
+
+    def interval(self, parameters: float, tokens: float, level: float = 0.95) -> Range | None:
+        """Of the law's loss at (N, D). A single run scatters about that besides."""
+        return self.interval_of(lambda law: law.at(parameters, tokens), level)
+
     # -- validity -----------------------------------------------------------------------------
 
     def beyond_its_runs(self, parameters: float, tokens: float) -> list[str]:
@@ -186,13 +222,13 @@ class Law:
             ("tokens per parameter", tokens / parameters, self.fitted_ratio),
         )
         return [
-            f"{self.name} is extrapolated: {short(value)} {what} are "
+            f"{self.name} is extrapolated: {_amount(value)} {what} are "
             + (
-                f"{value / fitted[1]:.3g} times the most"
+                f"{_times(value / fitted[1])} times the most"
                 if value > fitted[1]
-                else f"1/{fitted[0] / value:.3g} of the fewest"
+                else f"1/{_times(fitted[0] / value)} of the fewest"
             )
-            + f" of the runs behind it ({short(fitted[0])} to {short(fitted[1])})"
+            + f" of the runs behind it ({_amount(fitted[0])} to {_amount(fitted[1])})"
             for what, value, fitted in checks
             if fitted is not None and not fitted[0] <= value * (1 + 1e-9) <= fitted[1] * (1 + 2e-9)
         ]
@@ -230,6 +266,14 @@ class Rule:
         return parameters, self.tokens_per_parameter * parameters
 
 
+def _amount(value: float) -> str:
+    return short(value) if value >= 1000 else f"{value:.3g}"
+
+
+def _times(factor: float) -> str:
+    return f"{factor:.3g}" if factor < 999.5 else f"{factor:,.0f}"
+
+
 def _worth(count: float, unique: float, star: float) -> float:
     if count <= unique:
         return count
@@ -242,6 +286,14 @@ def _needed(worth: float, unique: float, star: float) -> float:
         return worth
     left = 1 - (worth / unique - 1) / star
     return math.inf if left <= 0 else unique * (1 - star * math.log(left))
+
+
+def _quantile(values: list[float], share: float) -> float:
+    """Of sorted values, linear between two of them."""
+    place = share * (len(values) - 1)
+    below = int(place)
+    above = min(below + 1, len(values) - 1)
+    return values[below] + (place - below) * (values[above] - values[below])
 
 
 # -- names and files ------------------------------------------------------------------------------
@@ -289,7 +341,7 @@ _CHOICES = {
     "counts": ("total", "non-embedding"),
 }
 _LAW_KEYS = {*_NUMBERS, *_RANGES, *_CHOICES, "source", "note", "repetition", "errors"}
-_LAW_KEYS |= {"intervals", "data"}
+_LAW_KEYS |= {"intervals", "data", "samples"}
 _RULE_KEYS = {"tokens_per_parameter", "counts", "source", "note"}
 
 
@@ -313,14 +365,30 @@ def _read(name: str, values: Mapping[str, Any], where: str) -> Law | Rule:
     for key, allowed in _CHOICES.items():
         if key in read and read[key] not in allowed:
             raise UserError(f"{where}: {key} is {read[key]!r}; write {' or '.join(allowed)}")
+    for key in ("source", "note", "data"):
+        if not isinstance(read.get(key, ""), str):
+            raise UserError(f"{where}: {key} is {read[key]!r}; write a text, in quotes")
     if rule:
         return Rule(name=name, **read)
     if "repetition" in read:
-        read["repetition"] = Repetition(**read["repetition"])
-    read["intervals"] = {
-        key: _range(value, f"{where}: intervals.{key}")
-        for key, value in read.get("intervals", {}).items()
+        stars = _mapping(read["repetition"], f"{where}: repetition", ("data", "parameters"))
+        if "data" not in stars:
+            raise UserError(f"{where}: repetition.data is missing")
+        read["repetition"] = Repetition(
+            **{
+                key: _number(value, f"{where}: repetition.{key}", positive=True)
+                for key, value in stars.items()
+            }
+        )
+    read["errors"] = {
+        key: _number(value, f"{where}: errors.{key}", positive=False)
+        for key, value in _mapping(read.get("errors", {}), f"{where}: errors", CONSTANTS).items()
     }
+    intervals = _mapping(read.get("intervals", {}), f"{where}: intervals", CONSTANTS)
+    read["intervals"] = {
+        key: _range(value, f"{where}: intervals.{key}") for key, value in intervals.items()
+    }
+    read["samples"] = _samples(read.get("samples", ""), f"{where}: samples")
     return Law(name=name, **read)
 
 
@@ -330,6 +398,32 @@ def _number(value: Any, where: str, *, positive: bool) -> float:
     if value < 0 or (positive and value == 0):
         raise UserError(f"{where} is {value:g}: it must be {'above' if positive else 'at least'} 0")
     return float(value)
+
+
+def _mapping(value: Any, where: str, known: Sequence[str]) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{where} is {value!r}; write a mapping of {', '.join(known)}")
+    for key in value:
+        if key not in known:
+            raise UserError(f"{where}: there is no key {key!r} (there are {', '.join(known)})")
+    return value
+
+
+def _samples(value: Any, where: str) -> tuple[Sample, ...]:
+    """A line each: 400 lists take YAML 90 ms, their text 7."""
+    if not isinstance(value, str):
+        raise UserError(f"{where}: write a block of text, {' '.join(CONSTANTS)} a line")
+    read = []
+    for line in value.splitlines():
+        try:
+            e, *others = (float(word) for word in line.split())
+            a, alpha, b, beta = others
+        except ValueError:
+            raise UserError(f"{where}: {line!r} is not five numbers") from None
+        for key, each in zip(CONSTANTS, (e, a, alpha, b, beta), strict=True):
+            _number(each, f"{where}: {line!r}: {key}", positive=key != "E")
+        read.append((e, a, alpha, b, beta))
+    return tuple(read)
 
 
 def _range(value: Any, where: str) -> Range:

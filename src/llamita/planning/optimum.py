@@ -69,6 +69,15 @@ class Limits:
     reasons: tuple[tuple[str, str], ...] = ()
     """Field's name → where the limit comes from."""
 
+    def broken_by(self, point: Point) -> list[str]:
+        """What the point has too much of: size, tokens, training."""
+        checks = (
+            ("size", point.parameters, self.parameters),
+            ("tokens", point.tokens, self.tokens),
+            ("training", point.flops, self.training_flops),
+        )
+        return [what for what, value, most in checks if value > most * (1 + 1e-6)]
+
     def because(self, name: str) -> str:
         return dict(self.reasons).get(name, f"the limit on {name}")
 
@@ -196,10 +205,13 @@ def _reach(law: Law, loss: float, unique: float | None, limits: Limits) -> tuple
     if limits.training_flops < math.inf:
         low, high = _within_training(law, loss, unique, limits, low, high)
     if low > high:
+        within = ""
+        if limits.parameters < math.inf:
+            within = f" within {limits.because('parameters')}"
         raise UserError(
-            f"a loss of {loss:.4f} takes at least {short(math.exp(low))} tokens under {law.name} "
-            f"within {limits.because('parameters')}, and at most {short(math.exp(high))} are "
-            f"allowed by {limits.because('tokens')}; loosen one of them, or the loss"
+            f"a loss of {loss:.4f} takes at least {short(math.exp(low))} tokens under {law.name}"
+            f"{within}, and at most {short(math.exp(high))} are allowed by "
+            f"{limits.because('tokens')}; allow more, or a higher loss"
         )
     return low, high
 

@@ -10,7 +10,7 @@ from llamita.architecture.counts import flops_per_token, num_parameters
 from llamita.architecture.presets import Parametrization
 from llamita.errors import UserError
 from llamita.planning.quantities import tokens
-from llamita.recipes.schema import Cosine, Decay, Recipe, Stage
+from llamita.recipes.schema import Cosine, Decay, LastCheckpoints, Recipe, Stage
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,19 @@ def _refuse_repetition(recipe: Recipe, index: int, name: str, epochs: float) -> 
             "fewer tokens, add text, or allow it with "
             f"--set datasets.{name}.max_epochs={epochs + 0.05:.1f}"
         )
+
+
+def steps_to_average(plan: TrainingPlan, settings: LastCheckpoints) -> list[int]:
+    """The run's last step and multiples of `every_steps` before it, ascending, `checkpoints` in all
+    if the run is long enough.
+
+    Steps at which an interruption saved are not among them: the mean does not depend on those.
+    """
+    every = plan.recipe.checkpoints.every_steps
+    assert every is not None, "the recipe was checked"
+    last = plan.first_step + plan.num_steps
+    before = range((last - 1) // every * every, plan.first_step, -every)
+    return sorted([last, *before[: settings.checkpoints - 1]])
 
 
 def describe(plan: TrainingPlan) -> list[str]:

@@ -31,11 +31,13 @@ def gigabytes(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`4m05s`, `3h20m`, `12.5 days`."""
+    """`4m05s`, `3h20m`, `12.5 days`, `4.2 years`."""
     if seconds < 60:
         return f"{seconds:.0f}s"
     if seconds < 3600:
         return f"{int(seconds // 60)}m{int(seconds % 60):02d}s"
     if seconds < 172800:
         return f"{int(seconds // 3600)}h{int(seconds % 3600 // 60):02d}m"
-    return f"{seconds / 86400:.1f} days"
+    if seconds < 1000 * 86400:
+        return f"{seconds / 86400:.1f} days"
+    return f"{seconds / (365.25 * 86400):,.3g} years"

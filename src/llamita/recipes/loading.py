@@ -114,15 +114,15 @@ def _spell_out(data: dict[str, Any], parts: Sequence[str]) -> None:
         datasets[parts[1]] = {"path": datasets[parts[1]]}
 
 
-def dump_recipe(recipe: Recipe) -> str:
-    """The resolved recipe as YAML, every default written out."""
+def dump_recipe(recipe: Recipe, *, defaults: bool = True) -> str:
+    """The recipe as YAML, every default written out, or only what was given."""
 
     class Dumper(yaml.SafeDumper):
         # Quotes what our loader, and not YAML 1.1, would take for a number.
         yaml_implicit_resolvers = Loader.yaml_implicit_resolvers
 
     Dumper.add_representer(tuple, lambda d, v: d.represent_sequence("tag:yaml.org,2002:seq", v))
-    data = recipe.model_dump(mode="python")
+    data = recipe.model_dump(mode="python", exclude_unset=not defaults)
     return yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 

@@ -316,6 +316,29 @@ class Runtime(Settings):
     log_every_steps: Count = 10
 
 
+class Predicted(Settings):
+    """What a scaling law said of the run before it began: a note, which nothing is computed by."""
+
+    law: str
+    loss: Annotated[float, Field(gt=0)]
+    """At the end of training."""
+    loss_unit: Literal["nats per token", "nats per byte", "bits per byte"]
+    interval: tuple[float, float] | None = None
+    """Bounds of the loss, where the law gives any."""
+    comparable: bool = False
+    """Whether the law was fitted on this recipe's data. A loss of another text and another
+    tokenizer is no prediction of this run's."""
+    tokens: Count
+    parameters: Count
+    """As the law counts them."""
+
+    @model_validator(mode="after")
+    def _interval_in_order(self) -> Predicted:
+        if self.interval is not None and self.interval[0] > self.interval[1]:
+            raise ValueError("interval: write the lower bound first")
+        return self
+
+
 SINK_NAMES = ("tensorboard", "trackio", "wandb")
 
 
@@ -347,6 +370,7 @@ class Recipe(Settings):
     runtime: Runtime = Runtime()
     track: list[str] = []
     """Where else the events are shown: tensorboard, trackio, wandb. Each is an extra."""
+    predicted: Predicted | None = None
 
     @field_validator("track")
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,15 @@ def read_events(run: Path) -> list[Event]:
     Raises:
         UserError: there are no events.
     """
+    return standing_events(read_all_events(run))
+
+
+def read_all_events(run: Path) -> list[Event]:
+    """The same with what was superseded: it took time, and money, all the same.
+
+    Raises:
+        UserError: there are no events.
+    """
     path = run / "events.jsonl" if run.is_dir() else run
     if not path.is_file():
         raise UserError(f"there is no {path}: {run} is not the directory of a run")
@@ -30,12 +40,19 @@ def read_events(run: Path) -> list[Event]:
             event = json.loads(line)
         except ValueError:
             continue
-        if not isinstance(event, dict) or "event" not in event:
-            continue
+        if isinstance(event, dict) and "event" in event:
+            events.append(event)
+    return events
+
+
+def standing_events(events: Iterable[Event]) -> list[Event]:
+    """Those that no later process superseded."""
+    standing: list[Event] = []
+    for event in events:
         if event["event"] == "start":
-            events = []
+            standing = []
         if event["event"] == "resume":
             step = event["step"]
-            events = [earlier for earlier in events if earlier.get("step", 0) <= step]
-        events.append(event)
-    return events
+            standing = [earlier for earlier in standing if earlier.get("step", 0) <= step]
+        standing.append(event)
+    return standing

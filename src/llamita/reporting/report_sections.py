@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from llamita.planning.check import check_run
 from llamita.reporting import report_html as html
 from llamita.reporting.alerts import find_alerts
 from llamita.reporting.events import Event
@@ -22,65 +23,28 @@ _VALIDATIONS_SHOWN = 24
 
 
 PLAN_NOTE = (
-    "Planned times are the probe’s, measured before the first step: forward and backward alone. "
-    "Time in steps is tokens over throughput; time in all adds validation, samples, saving and "
-    "preparing, and leaves out pauses between processes."
+    "Planned is what was measured and written into the run before its first step; achieved is what "
+    "came of it since then, with steps that were lost and taken again, and without pauses between "
+    "processes. llamita plan --check prints the same table."
 )
 
 # -- plan and what came of it ---------------------------------------------------------------------
 
 
-def planned_tokens(run: RunRecord) -> float:
-    """Tokens of the recipe's stages in whole batches; NaN where it does not say."""
-    total = 0.0
-    stages = run.recipe.get("stages")
-    for stage in stages if isinstance(stages, list) else ():
-        if not isinstance(stage, dict):
-            return math.nan
-        batch = number(stage.get("batch_tokens") or run.recipe.get("batch_tokens"))
-        tokens = number(stage.get("tokens"))
-        if not (batch > 0 and math.isfinite(tokens)):
-            return math.nan
-        total += math.ceil(tokens / batch) * batch
-    return total or math.nan
-
-
 def plan_against_achieved(run: RunRecord) -> str:
     """What was announced or estimated beforehand, and what was recorded."""
-    planned_steps = math.nan
-    if run.announced:
-        planned_steps = number(run.announced[-1].get("last_step")) - run.first_step
-    steps, planned = run.last_step - run.first_step, planned_tokens(run)
-    probe = (run.of("probe") or [{}])[0]
-    rate = run.tokens_per_second
-    stepping = run.tokens_trained / rate if rate > 0 else math.nan
-    rest, step = number(probe.get("rest_seconds")), number(probe.get("step_seconds"))
-    each = stepping / steps if steps else math.nan
-    rows = [
-        ["Steps", html.whole(planned_steps), html.whole(steps), _ratio(steps, planned_steps)],
-        [
-            "Tokens",
-            html.whole(planned),
-            html.whole(run.tokens_trained),
-            _ratio(run.tokens_trained, planned),
-        ],
-        ["Time in steps", html.seconds(rest), html.seconds(stepping), _ratio(stepping, rest)],
-        ["Time a step", html.seconds(step), html.seconds(each), _ratio(each, step)],
-        ["Time in all", "–", html.seconds(run.seconds), ""],
-    ]
-    rows.append(_memory_row(run))
+    if not run.announced:
+        return '<p class="note">The events hold no start, and so no plan.</p>'
+    check = check_run(run.directory)
     table = html.table(
-        ["", "Planned", "Achieved", "Achieved ÷ planned"],
-        [[text(cell) for cell in row] for row in rows],
+        ["", "Planned", "Achieved", "Difference"],
+        [[text(cell) for cell in row.cells()] for row in check.rows],
         style="numbers",
     )
-    return table + _memory_parts(run) + _profile(run)
-
-
-def _ratio(achieved: float, planned: float) -> str:
-    if not (math.isfinite(achieved) and math.isfinite(planned) and planned > 0):
-        return ""
-    return html.per_cent(achieved / planned)
+    state = "" if check.finished else f'<p class="note">{text(check.state.capitalize())}.</p>'
+    notes = "".join(f"<li>{text(note)}</li>" for note in check.notes)
+    said = f'<ul class="note">{notes}</ul>' if notes else ""
+    return state + table + said + _memory_parts(run) + _profile(run)
 
 
 def _peak(run: RunRecord) -> float:
@@ -89,19 +53,6 @@ def _peak(run: RunRecord) -> float:
         return measured
     used = finite(run.progress.columns["memory_bytes"])
     return float(np.nanmax(used)) if np.isfinite(used).any() else math.nan
-
-
-def _memory_row(run: RunRecord) -> list[str]:
-    total, peak = estimate_total(run), _peak(run)
-    base = number(run.last("memory").get("baseline_bytes"))
-    if math.isfinite(total) and math.isfinite(base):
-        return [
-            "Memory above the baseline",
-            html.size(total),
-            html.size(peak - base),
-            _ratio(peak - base, total),
-        ]
-    return ["Peak memory", html.size(total), html.size(peak), _ratio(peak, total)]
 
 
 def _memory_parts(run: RunRecord) -> str:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from llamita.errors import UserError
-from llamita.planning.plan import TrainingPlan
-from llamita.recipes.schema import ExponentialAverage, LastCheckpoints
+from llamita.recipes.schema import ExponentialAverage
 from llamita.training.parallelism import like, local
 
 PREFIX = "average."
@@ -103,19 +102,6 @@ def running_average(directory: Path) -> dict[str, Tensor]:
                 "was not asked for while it was trained; write last, or best"
             )
         return {name.removeprefix(PREFIX): file.get_tensor(name) for name in names}
-
-
-def steps_to_average(plan: TrainingPlan, settings: LastCheckpoints) -> list[int]:
-    """The run's last step and multiples of `every_steps` before it, ascending, `checkpoints` in all
-    if the run is long enough.
-
-    Steps at which an interruption saved are not among them: the mean does not depend on those.
-    """
-    every = plan.recipe.checkpoints.every_steps
-    assert every is not None, "the recipe was checked"
-    last = plan.first_step + plan.num_steps
-    before = range((last - 1) // every * every, plan.first_step, -every)
-    return sorted([last, *before[: settings.checkpoints - 1]])
 
 
 def mean_of_checkpoints(directories: Sequence[Path]) -> dict[str, Tensor]:

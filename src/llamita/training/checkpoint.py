@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -23,13 +22,9 @@ from typing import Any
 from torch import Tensor
 
 from llamita import durable
-from llamita.architecture.presets import Parametrization
 from llamita.errors import UserError
-
-_STEP = re.compile(r"step-(\d+)")
-COMPLETE = "training/complete.json"
-STATE = "state.json"
-PROVENANCE = "provenance.json"
+from llamita.model.records import COMPLETE, STATE, training_values
+from llamita.model.records import step_directories as step_directories
 
 
 @dataclass(frozen=True)
@@ -41,16 +36,6 @@ class TrainingState:
 
     values: dict[str, Any]
     tensors: dict[str, Tensor]
-
-
-def step_directories(run: Path) -> dict[int, Path]:
-    """Whole checkpoints of a run by step, ascending. Numbers are compared as numbers."""
-    found = {
-        int(match[1]): path
-        for path in run.glob("step-*")
-        if (match := _STEP.fullmatch(path.name)) and (path / COMPLETE).is_file()
-    }
-    return dict(sorted(found.items()))
 
 
 def save_checkpoint(
@@ -175,23 +160,9 @@ def load_training_state(directory: Path) -> TrainingState:
     """What `save_checkpoint` was given as state. Verify first."""
     from safetensors.torch import load_file
 
-    values = json.loads((directory / "training" / STATE).read_text())
+    values = training_values(directory)
     tensors = directory / "training" / "optimizer.safetensors"
     return TrainingState(values, load_file(tensors) if tensors.is_file() else {})
-
-
-def has_training_state(directory: Path) -> bool:
-    return (directory / "training" / STATE).is_file()
-
-
-def recorded_parametrization(directory: Path) -> Parametrization:
-    """That of the run which wrote this model; `llama` for models from elsewhere."""
-    for record in (STATE, PROVENANCE):
-        path = directory / "training" / record
-        if path.is_file():
-            found: Parametrization = json.loads(path.read_text())["parametrization"]
-            return found
-    return "llama"
 
 
 def clean_up(run: Path) -> None:

@@ -8,18 +8,13 @@ from typing import Any
 
 import torch
 
-from llamita.architecture.memory import TrainingMemory, head_chunk_tokens, training_memory
+from llamita.architecture.memory import TrainingMemory
 from llamita.model.attention_kernels import KERNELS, rank_kernels, time_kernel
+from llamita.planning.needs import describe_step, passes_that_fit, step_memory
 from llamita.planning.plan import TrainingPlan
-from llamita.planning.quantities import gigabytes
-from llamita.recipes.schema import ExponentialAverage
 from llamita.training.checkpoint import TrainingState
 from llamita.training.devices import Compute, choose_compute, free_memory
 from llamita.training.parallelism import World
-
-# Past this many tokens a pass, matrix products on two to sixteen cores gain nothing more.
-_CPU_MICRO_BATCH_TOKENS = 8192
-_MEMORY_SHARE = 0.8
 
 
 @dataclass(frozen=True)
@@ -96,7 +91,15 @@ def settle_environment(
     size = plan.config.vocab_size
     # Tensor cores want multiples of 128 in the head's product; a CPU does not care.
     padded = -(-size // 128) * 128 if compute.device.type == "cuda" else size
-    memory = estimate_memory(plan, rows, dtype, world.size, checkpointing, compute.device.type)
+    memory = step_memory(
+        plan,
+        rows,
+        compute_bytes=dtype.itemsize,
+        ranks=world.size,
+        activation_checkpointing=checkpointing,
+        device_type=compute.device.type,
+        compiled=compiled,
+    )
     return Environment(settled, world.size, rows, padded, checkpointing, memory, attention)
 
 
@@ -127,95 +130,42 @@ def settle_attention(
 def settle_passes(
     plan: TrainingPlan, rows: int | None, ranks: int, compute: Compute
 ) -> tuple[int, bool]:
-    """Rows of a forward pass, and whether its activations are computed again in the backward.
-
-    That costs a third of the arithmetic, so it is done where the recipe asks for it, or where
-    nothing else fits: one row, or as many rows as were given.
-    """
-    memory = free_memory(compute.device)
-    asked = plan.recipe.runtime.activation_checkpointing
-    checkpointing = asked == "always"
-    if asked == "auto":
-        kind = compute.device.type
-        least = estimate_memory(plan, rows or 1, compute.dtype, ranks, device_type=kind)
-        checkpointing = least.total > _MEMORY_SHARE * memory
-    if rows is None:
-        most = _CPU_MICRO_BATCH_TOKENS if compute.device.type == "cpu" else None
-        rows = default_micro_batch_size(plan, ranks, memory, most, compute.dtype, checkpointing)
-    return rows, checkpointing
-
-
-def default_micro_batch_size(
-    plan: TrainingPlan,
-    ranks: int,
-    memory: int,
-    max_tokens: int | None,
-    dtype: torch.dtype,
-    activation_checkpointing: bool = False,
-) -> int:
-    """The largest common divisor of the stages' rows whose estimate fits in 80% of `memory`.
-
-    A divisor, so that a compiled model meets one shape a stage.
-    """
-    shares = [stage.windows_per_step // ranks for stage in plan.stages]
-    length = plan.longest_sequence
-    best = 1
-    for rows in range(1, min(shares) + 1):
-        if any(share % rows for share in shares):
-            continue
-        estimate = estimate_memory(plan, rows, dtype, ranks, activation_checkpointing)
-        too_many = max_tokens is not None and rows * length > max_tokens
-        if too_many or estimate.total > _MEMORY_SHARE * memory:
-            break
-        best = rows
-    return best
-
-
-def estimate_memory(
-    plan: TrainingPlan,
-    rows: int,
-    dtype: torch.dtype,
-    ranks: int = 1,
-    activation_checkpointing: bool = False,
-    device_type: str = "cpu",
-) -> TrainingMemory:
-    """What a step of this plan needs on each device, at so many rows a forward pass."""
-    return training_memory(
-        plan.config,
-        rows,
-        plan.longest_sequence,
-        compute_bytes=dtype.itemsize,
-        head_chunk_size=head_chunk_tokens(device_type),
+    """`passes_that_fit` in the memory that is free now."""
+    return passes_that_fit(
+        plan,
+        free_memory(compute.device),
+        rows=rows,
         ranks=ranks,
-        muon=plan.recipe.optimizer.kind == "muon",
-        average=isinstance(plan.recipe.averaging, ExponentialAverage),
-        activation_checkpointing=activation_checkpointing,
+        compute_bytes=compute.dtype.itemsize,
+        device_type=compute.device.type,
+        compiled=compute.compile,
     )
 
 
 def describe_memory(plan: TrainingPlan, environment: Environment | None = None) -> str:
     """A line: what a step needs in memory, item by item.
 
-    Without an environment, for the rows of a pass that the recipe states, else one, in bfloat16.
+    Without an environment, for the rows of a pass that the recipe states, else one, in bfloat16 on
+    the kind of device that the recipe names or this machine has.
     """
-    if environment is None:
-        runtime = plan.recipe.runtime
-        rows, ranks = runtime.micro_batch_size or 1, 1
-        checkpointing = runtime.activation_checkpointing == "always"
-        estimate = estimate_memory(
-            plan, rows, torch.bfloat16, activation_checkpointing=checkpointing
+    if environment is not None:
+        return describe_step(
+            plan,
+            environment.memory,
+            environment.micro_batch_size,
+            ranks=environment.processes,
+            activation_checkpointing=environment.activation_checkpointing,
         )
-    else:
-        rows, ranks = environment.micro_batch_size, environment.processes
-        checkpointing, estimate = environment.activation_checkpointing, environment.memory
-    kept = "activations (checkpointed)" if checkpointing else "activations"
-    moments = "Muon and AdamW" if plan.recipe.optimizer.kind == "muon" else "AdamW"
-    average = f", average {gigabytes(estimate.average)}" if estimate.average else ""
-    where = "" if ranks == 1 else f" on each of {ranks} devices"
-    return (
-        f"  memory      about {gigabytes(estimate.total)}{where} at micro-batch {rows} × "
-        f"{plan.longest_sequence:,}: weights {gigabytes(estimate.weights)}, gradients "
-        f"{gigabytes(estimate.gradients)}, {moments} {gigabytes(estimate.optimizer)}{average}, "
-        f"casts {gigabytes(estimate.weight_casts)}, {kept} {gigabytes(estimate.activations)}, "
-        f"logits {gigabytes(estimate.logits)}"
+    runtime = plan.recipe.runtime
+    rows = runtime.micro_batch_size or 1
+    checkpointing = runtime.activation_checkpointing == "always"
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    named = here if runtime.device == "auto" else runtime.device.partition(":")[0]
+    memory = step_memory(
+        plan,
+        rows,
+        activation_checkpointing=checkpointing,
+        device_type="cuda" if named == "cuda" else "cpu",
+        compiled=runtime.compile != "never",
     )
+    return describe_step(plan, memory, rows, activation_checkpointing=checkpointing)

@@ -14,10 +14,11 @@ from llamita.architecture.config import ModelConfig
 from llamita.data.tokenizer import Tokenizer
 from llamita.errors import UserError
 from llamita.model.huggingface import load_state, save_model
+from llamita.model.records import PROVENANCE
+from llamita.planning.plan import steps_to_average
 from llamita.recipes.schema import LastCheckpoints, Recipe
-from llamita.training.averaging import mean_of_checkpoints, running_average, steps_to_average
+from llamita.training.averaging import mean_of_checkpoints, running_average
 from llamita.training.checkpoint import (
-    PROVENANCE,
     TrainingState,
     is_intact,
     load_training_state,

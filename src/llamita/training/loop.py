@@ -19,9 +19,9 @@ from llamita.inference.generation import Sampling, continue_prompt
 from llamita.inference.scoring import HeldOut, Score, held_out, score_text
 from llamita.model.decoder import Decoder
 from llamita.model.devices import synchronize
-from llamita.planning.plan import StagePlan
+from llamita.planning.plan import StagePlan, steps_to_average
 from llamita.recipes.schema import LastCheckpoints
-from llamita.training.averaging import RunningAverage, steps_to_average
+from llamita.training.averaging import RunningAverage
 from llamita.training.checkpoint import (
     TrainingState,
     prune,
@@ -386,16 +386,27 @@ class Trainer:
 
     def _score(self) -> dict[str, Score]:
         """The model's score on each dataset's held-out text, where there is any."""
-        length = self.plan.longest_sequence
-        rows = max(1, self.micro_batch_size * self.plan.stages[0].sequence_length // length)
-        scores: dict[str, Score] = {}
-        for name, dataset in self.preparation.datasets.items():
-            if name not in self._held_out:
-                self._held_out[name] = held_out(dataset.validation, self.recipe.validation.tokens)
-            text = self._held_out[name]
-            if text.num_bytes and len(text.tokens) > 1:
-                scores[name] = score_text(self.model, text, sequence_length=length, rows=rows)
-        return scores
+        length, rows = self.plan.longest_sequence, self.scoring_rows
+        return {
+            name: score_text(self.model, text, sequence_length=length, rows=rows)
+            for name, text in self.held_out_texts().items()
+        }
+
+    @property
+    def scoring_rows(self) -> int:
+        """Windows of the longest sequence in a forward pass of validation."""
+        tokens = self.micro_batch_size * self.plan.stages[0].sequence_length
+        return max(1, tokens // self.plan.longest_sequence)
+
+    def held_out_texts(self) -> dict[str, HeldOut]:
+        """What validation reads of each dataset that has held-out text."""
+        if not self._held_out:
+            most = self.recipe.validation.tokens
+            for name, dataset in self.preparation.datasets.items():
+                text = held_out(dataset.validation, most)
+                if text.num_bytes and len(text.tokens) > 1:
+                    self._held_out[name] = text
+        return self._held_out
 
     def _sample(self) -> None:
         tokenizer = self.preparation.tokenizer

@@ -16,13 +16,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from llamita.architecture.memory import MUON_STACK_ELEMENTS
 from llamita.training.parallelism import local
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan's: steepest at zero, singular values near 1
 _EPS = 1e-7
-_STACK_ELEMENTS = 1 << 25
-"""Matrices of one shape are orthogonalised together up to this size: 64 MB in bfloat16. Beyond it
-a device has enough to do with each."""
 
 
 class Muon(torch.optim.Optimizer):
@@ -174,7 +172,7 @@ def _stacks(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
     for parameter in parameters:
         by_shape.setdefault(parameter.shape, []).append(parameter)
     for shape, members in by_shape.items():
-        most = max(1, _STACK_ELEMENTS // shape.numel())
+        most = max(1, MUON_STACK_ELEMENTS // shape.numel())
         for start in range(0, len(members), most):
             yield members[start : start + most]
 

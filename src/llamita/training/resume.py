@@ -18,6 +18,7 @@ MAY_CHANGE = (
     "samples",
     "guard",
     "track",
+    "predicted",
     "datasets.*.path",
     "datasets.*.tokens",
     "datasets.*.max_epochs",

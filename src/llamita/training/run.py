@@ -41,6 +41,7 @@ from llamita.training.compilation import keep_compiled_code
 from llamita.training.devices import forget_peak_memory, peak_memory
 from llamita.training.environment import Environment, describe_memory, settle_environment
 from llamita.training.final import final_bits_per_byte, write_final
+from llamita.training.forecast import write_forecast
 from llamita.training.guards import StepGuard
 from llamita.training.loop import Interrupted, Trainer
 from llamita.training.optimizer import build_optimizer, load_optimizer_state
@@ -51,7 +52,6 @@ from llamita.training.preparation import (
     fingerprints,
     prepare,
 )
-from llamita.training.probe import probe
 from llamita.training.process import command_line, deterministic, locked, stop_signals
 from llamita.training.profiling import StepProfiler
 from llamita.training.reports import planned
@@ -190,7 +190,7 @@ def _train(
         trainer = _build(preparation, run, environment, world, position, events, say, stop)
         if profile and world.is_main:
             trainer.profiler = _profiler(trainer)
-        events.write("probe", step=position.step, **probe(trainer, say))
+        write_forecast(trainer, environment)
         if resume is not None:
             say(f"going on from {resume}")
         forget_peak_memory(compute.device)  # compiling is over

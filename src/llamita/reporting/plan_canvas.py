@@ -1,0 +1,234 @@
+"""What a plan's figures are drawn on: matplotlib canvases, as PNG and SVG files and inside a page.
+
+Colours are those of report.css. Inside a page each becomes the CSS variable of its name, so that a
+figure follows the page's theme.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llamita.errors import UserError
+from llamita.planning.quantities import tokens as short
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
+
+INK, SOFT, PAPER, GRID, WARN = "#1d2126", "#5a626c", "#fcfbf8", "#e4e0d8", "#a63a00"
+COLOURS = ("#134eb2", "#cb6104", "#009265", "#5c254a", "#8c85bc")
+DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+_VARIABLES = {INK: "ink", SOFT: "soft", PAPER: "paper", GRID: "grid", WARN: "warn"}
+_VARIABLES |= {colour: f"c{number}" for number, colour in enumerate(COLOURS)}
+INCHES = (4.5, 3.45)
+"""Of one panel. As wide as half a page, so that ten points are read as such, and not too wide for a
+phone."""
+_DPI = 220
+_STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": SOFT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": SOFT,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlecolor": INK,
+    "grid.color": GRID,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "figure.facecolor": "white",
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "legend.labelcolor": INK,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "llamita",
+    # A dollar is a dollar, not mathematics.
+    "text.parse_math": False,
+}
+# Without any of these no block of metadata is written: no date, and no outside address.
+_NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+
+
+@dataclass(frozen=True)
+class PlanFigure:
+    """One figure, in words and as what draws it.
+
+    key: its files' name. caption: what is to be seen. description: its numbers, for those who do
+    not see it. panels: each draws one axes, with a title of its own if there are several.
+    """
+
+    key: str
+    title: str
+    caption: str
+    description: str
+    panels: tuple[Callable[[Axes], None], ...]
+    panel_titles: tuple[str, ...] = ()
+    inches: tuple[float, float] = INCHES
+
+
+def require_matplotlib(what: str, flag: str) -> None:
+    """
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UserError(
+            f"{what} drawn by matplotlib, which is not installed; "
+            f"pip install 'llamita[plots]', or leave {flag} out"
+        )
+
+
+def build_canvas(figure: PlanFigure, *, titled: bool = True) -> Canvas:
+    """Its panels side by side. Nothing of matplotlib's global state is used or changed."""
+    import matplotlib
+    from matplotlib.figure import Figure as Canvas
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    num = len(figure.panels)
+    inches = (figure.inches[0] * num, figure.inches[1])
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
+    with matplotlib.rc_context(_STYLE):
+        canvas = Canvas(figsize=inches, layout=layout)
+        titles = figure.panel_titles or (figure.title,)
+        for number, (draw, title) in enumerate(zip(figure.panels, titles, strict=True)):
+            panel = canvas.add_subplot(1, num, number + 1)
+            draw(panel)
+            if titled:
+                panel.set_title(title)
+    return canvas
+
+
+def save_figures(figures: Sequence[PlanFigure], folder: Path) -> list[Path]:
+    """Each as `KEY.png` and `KEY.svg`; returns their paths.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    import matplotlib
+
+    paths = []
+    for figure in figures:
+        canvas = build_canvas(figure)
+        for suffix in ("png", "svg"):
+            path = folder / f"{figure.key}.{suffix}"
+            metadata = {"Software": None} if suffix == "png" else _NO_METADATA
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                with matplotlib.rc_context(_STYLE):
+                    canvas.savefig(path, dpi=_DPI, metadata=metadata)
+            except OSError as error:
+                raise UserError(f"could not write {path}: {error.strerror or error}") from error
+            paths.append(path)
+    return paths
+
+
+def inline_svg(figure: PlanFigure) -> str:
+    """An <svg> for a page: no size, no title drawn, ids that begin with the figure's key."""
+    import matplotlib
+
+    canvas = build_canvas(figure, titled=False)
+    written = io.StringIO()
+    with matplotlib.rc_context(_STYLE):
+        canvas.savefig(written, format="svg", facecolor="none", metadata=_NO_METADATA)
+    drawn = written.getvalue()
+    opened = re.search(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', drawn)
+    assert opened is not None
+    body = drawn[opened.end() : drawn.rindex("</svg>")]
+    # Its <style> would apply to the whole page; plan.css has that rule for figures alone.
+    body = re.sub(r"<!--.*?-->|<style.*?</style>", "", body, flags=re.DOTALL)
+    body = re.sub(r"#[0-9a-f]{6}\b", lambda found: _themed(found.group()), body)
+    # Hundredths of a point are enough, and half as many bytes.
+    body = re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found.group()):.2f}", body)
+    body = _own_ids(body.replace("xlink:href", "href"), figure.key)
+    names = (f"{figure.key}-title", f"{figure.key}-description")
+    return (
+        f'<svg class="drawn" viewBox="{opened.group(1)}" role="img" '
+        f'aria-labelledby="{names[0]} {names[1]}">'
+        f'<title id="{names[0]}">{escape(figure.title)}</title>'
+        f'<desc id="{names[1]}">{escape(figure.description)}</desc>{body}</svg>'
+    )
+
+
+def _themed(colour: str) -> str:
+    return f"var(--{_VARIABLES[colour]})" if colour in _VARIABLES else colour
+
+
+def _own_ids(body: str, key: str) -> str:
+    """Ids, and what points to them, so that none is another figure's."""
+    body = re.sub(r' id="([^"]*)"', rf' id="{key}-\1"', body)
+    return re.sub(r'(url\(|href=")#', rf"\1#{key}-", body)
+
+
+# -- axes -----------------------------------------------------------------------------------------
+
+
+def log_axis(
+    panel: Axes, name: str, write: Callable[[float], str], low: float, high: float
+) -> None:
+    """A logarithmic axis from `low` to `high` with round numbers, few enough to be read."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    getattr(panel, f"set_{name}scale")("log")
+    getattr(panel, f"set_{name}lim")(low, high)
+    decades = math.log10(high / low)
+    subs: tuple[float, ...] = (1.0,)
+    if decades < 1.3:
+        subs = (1.0, 2.0, 3.0, 5.0)
+    elif decades < 2.6:
+        subs = (1.0, 3.0)
+    axis = getattr(panel, f"{name}axis")
+    axis.set_major_locator(LogLocator(subs=subs, numticks=12))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
+
+
+def flops_text(value: float) -> str:
+    """`3.00·10²²`: three figures."""
+    factor, _, power = f"{value:.2e}".partition("e")
+    return f"{factor}·10{_raised(int(power))}"
+
+
+def round_flops_text(value: float) -> str:
+    """`3·10²²`, `10²²`: a round number."""
+    factor, _, power = f"{value:.2e}".partition("e")
+    shown = f"{float(factor):g}·" if float(factor) != 1 else ""
+    return f"{shown}10{_raised(int(power))}"
+
+
+def _raised(power: int) -> str:
+    return str(power).translate(str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"))
+
+
+def round_text(value: float) -> str:
+    """`7B`, `1.5T`: a round number without trailing noughts."""
+    found = short(value)
+    number, suffix = (found[:-1], found[-1]) if found[-1].isalpha() else (found, "")
+    return (f"{float(number):g}" if "." in number else number) + suffix
+
+
+def total_text(value: float, in_money: bool) -> str:
+    """`$1.38M` or `3.00·10²²`: three figures."""
+    if not in_money:
+        return flops_text(value)
+    return f"${short(value)}" if value >= 100 else f"${value:.2f}"
+
+
+def round_total_text(value: float, in_money: bool) -> str:
+    """`$1.5M` or `3·10²²`: a round number."""
+    if not in_money:
+        return round_flops_text(value)
+    return f"${round_text(value)}" if value >= 10 else f"${value:.3g}"
