@@ -37,6 +37,8 @@ bench: .venv/.bench
 	$(BIN)/python benchmarks/head_chunks.py
 	$(BIN)/python benchmarks/optimizers.py
 	$(BIN)/python benchmarks/step_memory.py
+	$(BIN)/python benchmarks/plan_memory.py --ranks
+	$(BIN)/python benchmarks/ratio_map.py
 	$(BIN)/python benchmarks/training_step.py
 
 bench-quality: .venv/.bench

@@ -63,7 +63,9 @@ def plan(
     ] = None,
     hardware: Annotated[
         str | None,
-        typer.Option(help="Trains: 8xa100-80, 2xp4d.24xlarge, cpu (measured now), 427gflops."),
+        typer.Option(
+            help="Trains: 8xa100-80, 2xp4d.24xlarge, cpu (measured now), 427gflops, a run."
+        ),
     ] = None,
     serve_hardware: Annotated[
         str | None, typer.Option(help="Serves. [default: --hardware]")

@@ -148,6 +148,25 @@ def test_recipes_take_no_question() -> None:
         said(budget="1e21flops", law="20-tokens-per-parameter", serve_tokens="1e9")
 
 
+REFUSED = [
+    ({"size": "1B", "vocab_size": -5}, "--vocab-size -5"),
+    ({"size": "1B", "vocab_size": 0}, "--vocab-size 0"),
+    ({"size": "1B", "fits": "24GB", "context": 0}, "--context 0"),
+    ({"size": "1B", "serve_words": "1e9", "tokens_per_word": 0.0}, "--tokens-per-word 0"),
+    ({"size": "1B", "experts": "8/2", "write_recipe": "x.yaml"}, "writes no mixture of experts"),
+    ({"recipe": "laptop", "check": "runs/x"}, "a recipe: no effect beside --check"),
+    ({"check": "runs/x", "overrides": ["seed=1"]}, "--set: no effect beside --check"),
+    ({"recipe": "laptop", "figures": "figures"}, "name some with --hardware"),
+    ({"size": "1B", "law": "20-tokens-per-parameter", "figures": "f"}, "no effect beside --law"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), REFUSED)
+def test_refused(flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        said(**flags)
+
+
 def test_json() -> None:
     for flags in ({"quality": "2B", "requests": "1e9", "hardware": "h100"}, {"recipe": "laptop"}):
         lines = said(**flags, as_json=True)

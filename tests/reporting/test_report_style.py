@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 import llamita
-from llamita.reporting.plots import _COLOURS
+from llamita.reporting.plot_style import COLOURS
 from llamita.reporting.report_figures import NUM_COLOURS
 
 Floats = npt.NDArray[np.float64]
@@ -98,7 +98,7 @@ def test_curves_can_be_told_apart(name: str, vision: str) -> None:
 
 def test_the_pngs_have_the_page_s_colours() -> None:
     colours = theme("light")
-    assert [linear(colour).tolist() for colour in _COLOURS] == [colours[c].tolist() for c in CURVES]
+    assert [linear(colour).tolist() for colour in COLOURS] == [colours[c].tolist() for c in CURVES]
 
 
 def test_both_ways_to_the_dark_theme_agree() -> None:

@@ -13,7 +13,7 @@ from llamita.planning.amounts import parse_amount, parse_count, parse_seconds, p
 from llamita.planning.answer import Question
 from llamita.planning.demand import TOKENS_PER_WORD, Demand, parse_demand
 from llamita.planning.economics import AUTHORS_MFU, Economics, Engine
-from llamita.planning.hardware import THIS_CPU, Catalogue, Hardware, load_hardware, parse_price
+from llamita.planning.hardware import Catalogue, Hardware, load_hardware, parse_price
 from llamita.planning.laws import Law
 from llamita.planning.optimum import Limits
 from llamita.planning.quantities import duration
@@ -229,12 +229,18 @@ def _demand(asked: Asked) -> Demand | None:
         serve_tokens=asked.serve_tokens,
         serve_words=asked.serve_words,
         lifetime=asked.lifetime,
-        tokens_per_word=asked.tokens_per_word or TOKENS_PER_WORD,
+        tokens_per_word=_tokens_per_word(asked.tokens_per_word),
     )
     words = asked.serve_words is not None or "w" in (asked.request or "")
     if asked.tokens_per_word is not None and not words:
         raise UserError("--tokens-per-word has an effect only on words; leave it out")
     return demand
+
+
+def _tokens_per_word(value: float | None) -> float:
+    if value is not None and not 0 < value < math.inf:
+        raise UserError(f"--tokens-per-word {value:g}: write a number above 0, such as 1.33")
+    return TOKENS_PER_WORD if value is None else value
 
 
 @dataclass(frozen=True)
@@ -277,7 +283,8 @@ def engine_of(asked: Asked) -> Engine | None:
 
 def _engine(asked: Asked, machines: _Machines) -> Engine:
     precision = asked.precision or _usual_precision(machines.training)
-    mfu = _mfu(asked.mfu, "--mfu", 0)
+    reached = machines.training.device.mfu
+    mfu = reached if asked.mfu is None and reached else _mfu(asked.mfu, "--mfu", 0)
     return Engine(machines.training, precision, mfu, machines.usd_per_kwh)
 
 
@@ -297,9 +304,10 @@ def _economics(asked: Asked, demand: Demand | None) -> tuple[Economics, list[str
         engines += [("reading (prefill)", prefill), ("writing (decode)", decode)]
         _refuse_half_priced(training, decode)
     said = [_assumed(name, engine) for name, engine in engines]
-    if machines.training.device.name == THIS_CPU:
-        said.append(f"this machine's rate: {machines.training.device.source}")
-        said += [machines.training.device.note] if machines.training.device.note else []
+    device = machines.training.device
+    if device.is_cpu or device.mfu:
+        said.append(f"the rate: {device.source}, {device.date}")
+        said += [device.note] if device.note else []
     return economics, said
 
 

@@ -40,7 +40,7 @@ class Device:
 
     peak_flops: dense operations a second by precision. bandwidth: of the memory, bytes a second.
     watts: the board's limit. None or absent: the source gives no figure. The first price is the
-    default.
+    default. mfu: the share of the peak that was reached, where it was measured.
     """
 
     name: str
@@ -54,6 +54,8 @@ class Device:
     note: str = ""
     aliases: tuple[str, ...] = ()
     prices: tuple[Price, ...] = ()
+    mfu: float | None = None
+    is_cpu: bool = False
 
     def peak(self, precision: str) -> float:
         """FLOP/s (int8: OP/s) of one device.
@@ -158,13 +160,19 @@ class Catalogue:
     given: Mapping[str, Price] = field(default_factory=dict)
 
     def find(self, text: str) -> Hardware:
-        """`h100`, `8xa100-80`, `2×p4d.24xlarge`, `cpu` (measured now), or a rate: `427gflops`.
+        """`h100`, `8xa100-80`, `2×p4d.24xlarge`, `cpu` (measured now), a rate such as `427gflops`,
+        or a run's directory: what it was trained on, at the rate that it reached.
 
         A rate is a device that reaches it in every precision and has neither price nor memory.
 
         Raises:
             UserError: unknown, ambiguous, or a count that is no whole number above 0.
         """
+        if _is_run(text):
+            from llamita.planning.run_device import device_of_run
+
+            device, num_devices = device_of_run(Path(text))
+            return Hardware(device, num_devices, self.given.get(device.name))
         name, count = _split(text)
         if name in ("cpu", THIS_CPU):
             if count is not None:
@@ -187,6 +195,8 @@ class Catalogue:
         Raises:
             UserError: as `find`.
         """
+        if _is_run(text):
+            return str(Path(text))
         name, _ = _split(text)
         if name in ("cpu", THIS_CPU):
             return THIS_CPU
@@ -200,7 +210,7 @@ class Catalogue:
         """
         given = dict(self.given)
         for written, price in usd_per_hour.items():
-            name, count = _split(written)
+            name, count = (written, None) if _is_run(written) else _split(written)
             if count is not None:
                 raise UserError(f"--price {written}: a price is of one; write {name}=1.40usd/h")
             if not 0 <= price < float("inf"):
@@ -316,6 +326,10 @@ def canonical_name(text: str) -> str:
 def reserved_name(name: str) -> bool:
     """Whether `Catalogue.find` reads this name as something else: the CPU, a rate or a count."""
     return name in ("cpu", THIS_CPU) or bool(_RATE.fullmatch(name) or _COUNTED.fullmatch(name))
+
+
+def _is_run(text: str) -> bool:
+    return (Path(text) / "events.jsonl").is_file()
 
 
 def _split(text: str) -> tuple[str, int | None]:

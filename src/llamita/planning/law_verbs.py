@@ -91,7 +91,7 @@ def fit_law(
     from llamita.planning.fitting import BOOTSTRAP, DELTA, fit_observations, require_scipy
     from llamita.planning.law_files import check_destination, write_law
     from llamita.planning.observations import Columns, read_observations
-    from llamita.planning.residual_plot import check_plot, write_residual_plot
+    from llamita.reporting.residual_plot import check_plot, write_residual_plot
 
     require_scipy()
     if bootstrap == 0 and seed is not None:

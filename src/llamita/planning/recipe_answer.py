@@ -10,7 +10,6 @@ from typing import Any
 
 from llamita.planning.answer_text import money, table
 from llamita.planning.economics import Engine
-from llamita.planning.hardware import THIS_CPU
 from llamita.planning.needs import (
     MEMORY_SHARE,
     DeviceNeeds,
@@ -112,7 +111,7 @@ def answer_recipe(
     if memory is None:
         warning = f"the memory of {hardware.device.name} is unknown: whether it fits is not said"
         return RecipeAnswer(plan, engine, (), time.seconds, time.tokens_per_second, (warning,))
-    kind = "cpu" if hardware.device.name == THIS_CPU else "cuda"
+    kind = "cpu" if hardware.device.is_cpu else "cuda"
     needed = partial(
         device_needs,
         plan,
@@ -126,7 +125,7 @@ def answer_recipe(
         for ranks in (1, 2, 4, 8)
         if kind == "cuda" and ranks != own.ranks and can_share(plan, ranks)
     ]
-    warnings = []
+    warnings = [hardware.device.note] if hardware.device.is_cpu and hardware.device.note else []
     if not own.fits:
         warnings.append(
             f"{hardware.label}: {gigabytes(own.memory.total)} on each are more than "

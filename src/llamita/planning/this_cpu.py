@@ -56,6 +56,7 @@ def measure_cpu() -> Device:
         )
     return Device(
         name=THIS_CPU,
+        is_cpu=True,
         label=f"this machine's CPU ({model}, {num_threads} threads)",
         source=f"measured here: best of {len(rates)} float32 products by numpy",
         date=date.today().isoformat(),

@@ -119,9 +119,8 @@ def plan(
     else:
         answer = _of_question(given, asked)
     written = _draw(given, answer)
-    for line in (
-        [json.dumps(answer.as_json(), indent=1)] if as_json else [*answer.lines(), *written]
-    ):
+    lines = [json.dumps(answer.as_json(), indent=1)] if as_json else [*answer.lines(), *written]
+    for line in lines:
         say(line)
     return answer
 
@@ -130,7 +129,7 @@ def _require_what_draws(given: Mapping[str, Any]) -> None:
     """Before anything is worked out or written."""
     for name, what in (("html", "the page's figures are"), ("figures", "figures are")):
         if given[name]:
-            from llamita.reporting.plan_canvas import require_matplotlib
+            from llamita.reporting.plot_style import require_matplotlib
 
             require_matplotlib(what, f"--{name}")
 
@@ -161,7 +160,12 @@ def _of_question(given: Mapping[str, Any], asked: Asked) -> Answer:
     if isinstance(law, Rule):
         return _by_rule_of_thumb(given, asked, law)
     family = _family(given)
-    experts = parse_experts(given["experts"]) if given["experts"] else None
+    experts = None if given["experts"] is None else parse_experts(given["experts"])
+    if experts is not None and given["write_recipe"]:
+        raise UserError(
+            "--write-recipe writes no mixture of experts: llamita does not train them yet; leave "
+            "--experts or --write-recipe out"
+        )
     question, assumptions = question_of(asked, law, _ceiling(given, asked, law, family, experts))
     answer = solve(question)
     answer = _with_candidates(given, answer, family, experts)
@@ -203,6 +207,9 @@ def _ceiling(
 ) -> tuple[float, str] | None:
     if asked.fits is None:
         return None
+    context = DEFAULT_CONTEXT if asked.context is None else asked.context
+    if context < 1:
+        raise UserError(f"--context {context}: a context has at least one token, as in 4096")
     name, memory = device_memory(asked.fits, asked.hardware_file)
     return ceiling(
         name,
@@ -210,7 +217,7 @@ def _ceiling(
         family,
         counts=law.counts,
         weights=asked.weights or DEFAULT_WEIGHTS,
-        context=asked.context or DEFAULT_CONTEXT,
+        context=context,
         vocab_size=given["vocab_size"],
         experts=experts,
     )
@@ -220,15 +227,16 @@ def _with_candidates(
     given: Mapping[str, Any], answer: Answer, family: Family, experts: Experts | None
 ) -> Answer:
     """The shapes near N. Where none was asked for, that there is none is a fact and no error."""
+    vocab_size = given["vocab_size"]
+    if vocab_size is not None and vocab_size < 1:
+        raise UserError(f"--vocab-size {vocab_size}: a vocabulary has at least one token")
     assert answer.question is not None
     best = answer.recommended
     assert best.loss is not None
     point = Point(best.parameters, best.tokens, best.loss)
     named = [name for name in ("family", "vocab_size", "experts", "write_recipe") if given[name]]
     try:
-        found = candidates(
-            answer.question, point, family, vocab_size=given["vocab_size"], experts=experts
-        )
+        found = candidates(answer.question, point, family, vocab_size=vocab_size, experts=experts)
     except UserError as error:
         if named:
             raise
@@ -304,5 +312,6 @@ def _refuse_others(given: Mapping[str, Any], what: str, allowed: tuple[str, ...]
         if value not in (None, (), [], False) and name not in (*allowed, "as_json")
     ]
     if idle:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
+        others = {"overrides": "--set", "recipe": "a recipe"}
+        flags = ", ".join(others.get(name, f"--{name.replace('_', '-')}") for name in idle)
         raise UserError(f"{flags}: no effect beside {what}; leave out one or the other")

@@ -6,7 +6,6 @@ figure follows the page's theme.
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import math
 import re
@@ -18,13 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from llamita.errors import UserError
 from llamita.planning.quantities import tokens as short
+from llamita.reporting.plot_style import COLOURS, GRID, INK, PAPER, SOFT, STYLE, WARN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
-INK, SOFT, PAPER, GRID, WARN = "#1d2126", "#5a626c", "#fcfbf8", "#e4e0d8", "#a63a00"
-COLOURS = ("#134eb2", "#cb6104", "#009265", "#5c254a", "#8c85bc")
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 _VARIABLES = {INK: "ink", SOFT: "soft", PAPER: "paper", GRID: "grid", WARN: "warn"}
 _VARIABLES |= {colour: f"c{number}" for number, colour in enumerate(COLOURS)}
@@ -33,31 +31,16 @@ INCHES = (4.5, 3.45)
 phone."""
 _DPI = 220
 _STYLE: dict[Any, Any] = {
-    "font.family": "sans-serif",
+    **STYLE,
     "font.size": 9,
     "text.color": INK,
     "axes.labelcolor": SOFT,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": SOFT,
     "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.axisbelow": True,
     "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
     "axes.titlecolor": INK,
-    "grid.color": GRID,
-    "xtick.color": SOFT,
-    "ytick.color": SOFT,
-    "figure.facecolor": "white",
-    "legend.frameon": False,
     "legend.fontsize": 8,
     "legend.labelcolor": INK,
     "svg.fonttype": "none",
-    "svg.hashsalt": "llamita",
-    # A dollar is a dollar, not mathematics.
-    "text.parse_math": False,
 }
 # Without any of these no block of metadata is written: no date, and no outside address.
 _NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -78,18 +61,6 @@ class PlanFigure:
     panels: tuple[Callable[[Axes], None], ...]
     panel_titles: tuple[str, ...] = ()
     inches: tuple[float, float] = INCHES
-
-
-def require_matplotlib(what: str, flag: str) -> None:
-    """
-    Raises:
-        UserError: matplotlib is not installed.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UserError(
-            f"{what} drawn by matplotlib, which is not installed; "
-            f"pip install 'llamita[plots]', or leave {flag} out"
-        )
 
 
 def build_canvas(figure: PlanFigure, *, titled: bool = True) -> Canvas:

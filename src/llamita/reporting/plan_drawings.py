@@ -20,20 +20,15 @@ from llamita.planning.maps import spaced
 from llamita.planning.quantities import tokens as short
 from llamita.planning.solving import spending_of
 from llamita.reporting.plan_canvas import (
-    COLOURS,
     DASHES,
-    GRID,
     INCHES,
-    INK,
-    PAPER,
-    SOFT,
-    WARN,
     PlanFigure,
     log_axis,
     round_text,
     round_total_text,
     total_text,
 )
+from llamita.reporting.plot_style import COLOURS, GRID, INK, PAPER, SOFT, WARN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

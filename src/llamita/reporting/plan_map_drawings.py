@@ -12,7 +12,8 @@ from llamita.planning.curves import AnswerMap
 from llamita.planning.demand import Demand
 from llamita.planning.laws import Law
 from llamita.planning.maps import Grid, RatioMap, compute_optimal_size
-from llamita.reporting.plan_canvas import SOFT, PlanFigure, log_axis, round_text
+from llamita.reporting.plan_canvas import PlanFigure, log_axis, round_text
+from llamita.reporting.plot_style import SOFT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,9 +16,10 @@ from llamita.planning.quantities import duration
 from llamita.planning.quantities import tokens as short
 from llamita.reporting import plan_sections as sections
 from llamita.reporting import report_html as html
-from llamita.reporting.plan_canvas import PlanFigure, flops_text, inline_svg, require_matplotlib
+from llamita.reporting.plan_canvas import PlanFigure, flops_text, inline_svg
 from llamita.reporting.plan_map_drawings import reading
 from llamita.reporting.plan_plots import page_figures
+from llamita.reporting.plot_style import require_matplotlib
 from llamita.reporting.report_html import text
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"

@@ -13,18 +13,10 @@ from llamita.planning.answer import Answer
 from llamita.planning.curves import map_around
 from llamita.planning.quantities import gigabytes
 from llamita.planning.recipe_answer import RecipeAnswer
-from llamita.reporting.plan_canvas import (
-    COLOURS,
-    GRID,
-    INCHES,
-    INK,
-    WARN,
-    PlanFigure,
-    require_matplotlib,
-    save_figures,
-)
+from llamita.reporting.plan_canvas import INCHES, PlanFigure, save_figures
 from llamita.reporting.plan_drawings import curve_figures
 from llamita.reporting.plan_map_drawings import map_figures, map_overview
+from llamita.reporting.plot_style import COLOURS, GRID, INK, WARN, require_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -111,7 +103,7 @@ def _draw_memory(
     lefts = [0.0] * len(items)
     for number, kind in enumerate(kinds):
         sizes = [parts.get(kind, 0.0) for _, parts in items]
-        # Beyond the five colours the same come again, hatched.
+        # Beyond the colours the same come again, hatched.
         hatch: dict[str, Any] = (
             {"hatch": "////", "edgecolor": "white"} if number >= len(COLOURS) else {}
         )

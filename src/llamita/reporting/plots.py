@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from llamita.errors import UserError
 from llamita.planning.quantities import tokens as short
+from llamita.reporting.plot_style import COLOURS, STYLE, require_matplotlib
 from llamita.reporting.report_figures import Curve, Figure, figures, label_runs, table_of
 from llamita.reporting.report_records import RunRecord
 from llamita.reporting.report_series import finite
@@ -24,40 +24,7 @@ OVERVIEW = ("loss", "bits_per_byte", "learning_rate", "tokens_per_second")
 SINGLES = ("loss", "bits_per_byte", "learning_rate", "grad_norm", "tokens_per_second")
 _DPI = 160
 _OVERVIEW_INCHES, _SINGLE_INCHES = (10.0, 6.6), (10.0, 4.4)
-_COLOURS = ("#134eb2", "#cb6104", "#009265", "#5c254a", "#8c85bc", "#8300ff", "#890000")
 _DASHES = ("-", "--", ":", "-.")
-_STYLE: dict[Any, Any] = {
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#5a626c",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.titlesize": 12,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "grid.color": "#ebe8e1",
-    "xtick.color": "#5a626c",
-    "ytick.color": "#5a626c",
-    "figure.facecolor": "white",
-    "axes.facecolor": "white",
-    "legend.frameon": False,
-    # A dollar in a run's name is a dollar, not mathematics.
-    "text.parse_math": False,
-}
-
-
-def require_matplotlib() -> None:
-    """
-    Raises:
-        UserError: matplotlib is not installed.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UserError(
-            "PNGs are drawn by matplotlib, which is not installed; "
-            "pip install 'llamita[plots]', or leave --png out"
-        )
 
 
 def build_figure(runs: Sequence[RunRecord], keys: Sequence[str] = OVERVIEW) -> Canvas:
@@ -69,7 +36,7 @@ def build_figure(runs: Sequence[RunRecord], keys: Sequence[str] = OVERVIEW) -> C
     Raises:
         UserError: matplotlib is not installed.
     """
-    require_matplotlib()
+    require_matplotlib("PNGs are", "--png")
     import matplotlib
     from matplotlib.figure import Figure as Canvas
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -77,7 +44,7 @@ def build_figure(runs: Sequence[RunRecord], keys: Sequence[str] = OVERVIEW) -> C
     layout = ConstrainedLayoutEngine(w_pad=0.14, h_pad=0.1)
     known = {figure.key: figure for figure in figures(runs)}
     columns = 1 if len(keys) == 1 else 2
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         inches = _SINGLE_INCHES if len(keys) == 1 else _OVERVIEW_INCHES
         canvas = Canvas(figsize=inches, dpi=_DPI, layout=layout)
         panels = np.ravel(canvas.subplots(math.ceil(len(keys) / columns), columns, squeeze=False))
@@ -96,7 +63,7 @@ def write_plots(runs: Sequence[RunRecord], folder: Path) -> list[Path]:
     Raises:
         UserError: matplotlib is not installed, or the folder cannot be written.
     """
-    require_matplotlib()
+    require_matplotlib("PNGs are", "--png")
     import matplotlib
 
     known = {figure.key for figure in figures(runs)}
@@ -107,7 +74,7 @@ def write_plots(runs: Sequence[RunRecord], folder: Path) -> list[Path]:
         canvas = build_figure(runs, keys)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with matplotlib.rc_context(_STYLE):
+            with matplotlib.rc_context(STYLE):
                 canvas.savefig(path, metadata={"Software": None})
         except OSError as error:
             raise UserError(f"could not write {path}: {error.strerror or error}") from error
@@ -154,7 +121,7 @@ def _curve(panel: Axes, curve: Curve, runs: Sequence[RunRecord], factor: float) 
     table = table_of(runs[curve.run], curve.table)
     steps = finite(table.columns["step"])
     values = finite(table.columns[curve.column]) * factor
-    style: dict[str, Any] = {"color": _COLOURS[curve.colour], "linestyle": _DASHES[curve.dash % 4]}
+    style: dict[str, Any] = {"color": COLOURS[curve.colour], "linestyle": _DASHES[curve.dash % 4]}
     skipped = [row for row, kind in enumerate(table.columns.get("skipped", [])) if kind is not None]
     if curve.smoothed is None:
         marker: dict[str, Any] = {"marker": "o", "markersize": 3} if len(steps) <= 60 else {}

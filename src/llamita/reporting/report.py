@@ -80,9 +80,9 @@ def _place(directories: Sequence[Path], out: Path | None) -> Path:
 
 def _check_png(folder: Path) -> None:
     """Before anything is written: is there a matplotlib, and may the folder be one?"""
-    from llamita.reporting.plots import require_matplotlib
+    from llamita.reporting.plot_style import require_matplotlib
 
-    require_matplotlib()
+    require_matplotlib("PNGs are", "--png")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--png {folder} is a file: name a directory for the plots")
 

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llamita.errors import UserError
 from llamita.planning.fitting import FittedLaw
 from llamita.planning.quantities import tokens as short
+from llamita.reporting.plot_style import SOFT, STYLE, require_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
-
-_STYLE: dict[Any, Any] = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#5a626c",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#ebe8e1",
-    "svg.hashsalt": "llamita",
-    # A dollar in a law's name is a dollar, not mathematics.
-    "text.parse_math": False,
-}
 
 
 def check_plot(path: Path) -> None:
@@ -37,11 +24,7 @@ def check_plot(path: Path) -> None:
         raise UserError(f"--plot {path}: write a name that ends in .png or .svg")
     if not path.parent.is_dir():
         raise UserError(f"--plot {path}: there is no directory {path.parent}; make it first")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise UserError(
-            "plots are drawn by matplotlib, which is not installed; "
-            "pip install 'llamita[plots]', or leave --plot out"
-        )
+    require_matplotlib("plots are", "--plot")
 
 
 def write_residual_plot(fitted: FittedLaw, path: Path) -> None:
@@ -58,7 +41,7 @@ def write_residual_plot(fitted: FittedLaw, path: Path) -> None:
 
     rows = fitted.observations.rows
     sizes, tokens = [row.parameters for row in rows], [row.tokens for row in rows]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         canvas = Figure(figsize=(10.0, 4.4), dpi=160, layout=ConstrainedLayoutEngine(w_pad=0.12))
         left, right = canvas.subplots(1, 2, sharey=True)
         _panel(left, fitted, ("parameters", sizes), ("tokens", tokens))
@@ -83,7 +66,7 @@ def _panel(
     residuals = [100 * value for value in fitted.residuals]
     band = 100 * fitted.rms
     panel.axhspan(-band, band, color="#e7eef3", zorder=0, linewidth=0)
-    panel.axhline(0, color="#5a626c", linewidth=1, zorder=1)
+    panel.axhline(0, color=SOFT, linewidth=1, zorder=1)
     points = panel.scatter(
         x[1], residuals, c=colour[1], norm=LogNorm(min(colour[1]), max(colour[1])),
         cmap="viridis", s=26, edgecolors="white", linewidths=0.4, zorder=2,
