@@ -268,7 +268,8 @@ def achieved_of(processes: Sequence[Process], step_flops: Mapping[str, float]) -
     if again:
         parts[AGAIN] = again
     taken = [event for process in processes for event in process.of("step")]
-    standing = {event["step"]: event for event in taken if event["step"] <= processes[-1].reached}
+    reached = processes[-1].reached
+    standing = {event["step"]: event for event in taken if event["step"] <= reached}
     pace = _pace(processes)
     ends = [process.events[-1] for process in processes[:-1]]
     return Achieved(
