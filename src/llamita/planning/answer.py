@@ -177,7 +177,11 @@ class Answer:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values: counts, and FLOPs, dollars and seconds where a key's name says so."""
-        law = {key: value for key, value in asdict(self.law).items() if value not in (None, "", {})}
+        law = {
+            key: value
+            for key, value in asdict(self.law).items()
+            if value not in (None, "", {}) and key != "samples"
+        }
         candidates = [
             {**asdict(each), "config": each.config.to_huggingface()} for each in self.candidates
         ]
