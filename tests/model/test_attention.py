@@ -46,6 +46,15 @@ def test_the_last_queries_are_aligned_with_the_last_keys(
     torch.testing.assert_close(attention(q, k, v, scale=0.3), expected)
 
 
+def test_traced_for_any_length() -> None:
+    """A compiled block that meets a second length is traced with symbolic sizes."""
+    traced = torch.compile(attention, dynamic=True, fullgraph=True, backend="eager")
+    for length, held in ((7, 7), (9, 9), (3, 9), (1, 5)):
+        q, k, v = (torch.randn(2, heads, n, 8) for heads, n in ((4, length), (2, held), (2, held)))
+        expected = attention(q, k, v, scale=0.3)
+        assert torch.equal(traced(q, k, v, scale=0.3), expected)
+
+
 def test_document_mask() -> None:
     mask = document_mask(torch.tensor([[0, 0, 1, 1], [5, 5, 5, 5]]))
     first = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]

@@ -47,7 +47,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Any = None
     Returns:
         (B, heads, T, D) in the type of `q`.
     """
-    grouped = q.shape[1] != k.shape[1]
+    # Branches, here and below: SDPA refuses what a comparison of symbolic sizes is, a SymBool.
+    grouped = False
+    if q.shape[1] != k.shape[1]:
+        grouped = True
     if mask is not None and not isinstance(mask, Tensor):
         from torch.nn.attention.flex_attention import flex_attention
 
@@ -57,8 +60,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Any = None
     if blocked_attention.applies(q, k, mask):
         return blocked_attention.blocked_attention(q, k, v, scale=scale, mask=mask)
     length, held = q.shape[2], k.shape[2]
-    causal = mask is None and length == held
-    if mask is None and 1 < length < held:
+    causal = False
+    if mask is None and length == held:
+        causal = True
+    elif mask is None and length > 1:
         # SDPA's is_causal aligns the first query with the first key; here the last are aligned.
         ones = torch.ones(length, held, dtype=torch.bool, device=q.device)
         mask = ones.tril(diagonal=held - length)
