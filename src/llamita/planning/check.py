@@ -32,11 +32,10 @@ from llamita.planning.outcome import (
     Planned,
     Process,
     achieved_of,
-    number,
     planned_of,
     processes_of,
 )
-from llamita.planning.quantities import gigabytes
+from llamita.planning.quantities import gigabytes, number
 from llamita.planning.quantities import tokens as short
 
 if TYPE_CHECKING:

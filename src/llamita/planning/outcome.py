@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from llamita.planning.quantities import number
+
 Event = Mapping[str, Any]
 
 STEPS, VALIDATION, SAVING, SAMPLES = "steps", "validation", "saving", "samples"
@@ -19,16 +21,6 @@ AGAIN = "preparing again"
 """What time goes into: of a run's own, and of later processes that begin where others stopped."""
 _KINDS = {"validation": VALIDATION, "checkpoint": SAVING, "end": SAVING, "sample": SAMPLES}
 """What the time before an event went into, where it is not steps. Before `end`, `final` is made."""
-
-
-def number(value: Any) -> float:
-    """A field as a float; NaN for what is absent or no number."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return math.nan
-    try:
-        return float(value)
-    except (ValueError, OverflowError):
-        return math.nan
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,9 @@
-"""Numbers as people read them."""
+"""Numbers as people read them, and as events hold them."""
 
 from __future__ import annotations
+
+import math
+from typing import Any
 
 
 def metric(value: float, unit: str = "") -> str:
@@ -41,3 +44,13 @@ def duration(seconds: float) -> str:
     if seconds < 1000 * 86400:
         return f"{seconds / 86400:.1f} days"
     return f"{seconds / (365.25 * 86400):,.3g} years"
+
+
+def number(value: Any) -> float:
+    """A field of an event as a float; NaN for what is absent, or no number."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return math.nan
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return math.nan

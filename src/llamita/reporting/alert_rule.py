@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -83,8 +82,3 @@ class Rule(ABC):
 
     def _end(self) -> None:
         self.active = None
-
-
-def number(value: Any) -> float:
-    """Events write what is not finite as "nan", "inf" and "-inf"."""
-    return float(value) if isinstance(value, int | float | str) else math.nan

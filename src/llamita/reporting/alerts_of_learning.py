@@ -6,7 +6,8 @@ import math
 from collections import deque
 from statistics import fmean, median, stdev
 
-from llamita.reporting.alert_rule import Alert, Facts, Rule, number
+from llamita.planning.quantities import number
+from llamita.reporting.alert_rule import Alert, Facts, Rule
 from llamita.reporting.events import Event
 
 SPIKES, SPIKE_WINDOW = 3, 100

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 from statistics import median
 
-from llamita.planning.quantities import duration, gigabytes
-from llamita.reporting.alert_rule import Alert, Facts, Rule, number
+from llamita.planning.quantities import duration, gigabytes, number
+from llamita.reporting.alert_rule import Alert, Facts, Rule
 from llamita.reporting.events import Event
 
 DATA_WAIT = 0.10

@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from llamita.planning.quantities import number
 from llamita.reporting.report_records import DATASET, RunRecord
-from llamita.reporting.report_series import Table, finite, number
+from llamita.reporting.report_series import Table, finite
 
 NUM_COLOURS = 7
 """Colours that the page's style defines, told apart with any common colour blindness."""

@@ -14,17 +14,9 @@ import numpy as np
 import yaml
 
 from llamita.errors import UserError
-from llamita.planning.quantities import duration
+from llamita.planning.quantities import duration, number
 from llamita.reporting.events import Event, read_events
-from llamita.reporting.report_series import (
-    Table,
-    elapsed_seconds,
-    finite,
-    number,
-    recorded,
-    smoothed,
-    thin,
-)
+from llamita.reporting.report_series import Table, elapsed_seconds, finite, recorded, smoothed, thin
 
 _PROGRESS = ("tokens_per_second", "mfu", "memory_bytes", "data_wait")
 _FIELDS: dict[str, tuple[str, ...]] = {

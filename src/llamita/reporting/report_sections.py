@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from llamita.planning.check import check_run
+from llamita.planning.quantities import number
 from llamita.reporting import report_html as html
 from llamita.reporting.alerts import find_alerts
 from llamita.reporting.events import Event
 from llamita.reporting.report_figures import estimate_total
 from llamita.reporting.report_html import text
 from llamita.reporting.report_records import DATASET, Incident, RunRecord
-from llamita.reporting.report_series import finite, number
+from llamita.reporting.report_series import finite
 
 _SAMPLES_SHOWN = 6
 _INCIDENTS_SHOWN = 40

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llamita.planning.quantities import number
 from llamita.reporting.events import Event
 
 MOST_ROWS = 4000
@@ -36,16 +37,6 @@ class Table:
     @property
     def thinned(self) -> bool:
         return len(self) < self.total
-
-
-def number(value: Any) -> float:
-    """A field of an event as a float; NaN for what is absent, or no number."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return math.nan
-    try:
-        return float(value)
-    except (ValueError, OverflowError):
-        return math.nan
 
 
 def recorded(value: Any) -> Any:
