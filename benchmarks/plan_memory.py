@@ -1,6 +1,7 @@
 """The plan's memory against what training takes, over many shapes, each in a fresh process.
 
-    python benchmarks/plan_memory.py [--device cpu|cuda] [--only NAME,…] [--ranks] [--out FILE]
+    python benchmarks/plan_memory.py [--device cpu|cuda] [--only NAME,…] [--ranks] [--tuning]
+        [--out FILE]
 
 Every shape goes through `llamita.train` on a small synthetic dataset: what its `memory` event tells
 is compared, the plan and the peak above what the process held before the model was made, over two
@@ -8,6 +9,7 @@ steps, validation and a checkpoint (compiling is over by then). On a CPU the pea
 set and may differ from the plan by 20%; on a GPU it is the allocator's and may differ by 10%. The
 exit code is 1 where a shape is outside. `--ranks` adds two processes under FSDP2, each of which may
 differ by 30%: what a step leaves in the heap stays while whole weights are gathered for saving.
+`--tuning` adds adapters to a base of random weights, frozen in the compute type or in nf4.
 
 Linux alone can forget a peak, which leaving out the compiler's own memory needs.
 """
@@ -19,6 +21,7 @@ import datetime
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -35,7 +38,8 @@ STEPS = 2
 
 @dataclass(frozen=True)
 class Shape:
-    """A model and how it is trained; `changes` are keys of the recipe."""
+    """A model and how it is trained; `changes` are keys of the recipe. With `adapter` a base of
+    that shape stands still."""
 
     name: str
     model: Mapping[str, int | bool]
@@ -47,6 +51,7 @@ class Shape:
     checkpointing: bool = False
     ranks: int = 1
     changes: Mapping[str, Any] = field(default_factory=dict)
+    adapter: Mapping[str, Any] | None = None
 
 
 def _model(
@@ -83,6 +88,15 @@ SHAPES = (
     Shape("110M-float32", OF_110M, 2, 512, compiled=False, dtype="float32"),
     Shape("135M", OF_135M, 2, 1024, compiled=True),
 )
+R16 = {"rank": 16}
+NF4 = {"rank": 16, "quantize_base": "nf4"}
+TUNING = (
+    Shape("31M-lora", OF_31M, 8, 512, compiled=False, adapter=R16),
+    Shape("31M-lora-compiled", OF_31M, 8, 512, compiled=True, adapter=R16),
+    Shape("110M-lora-float32", OF_110M, 2, 512, False, "float32", adapter=R16),
+    Shape("135M-nf4", OF_135M, 2, 512, compiled=False, adapter=NF4),
+    Shape("135M-nf4-spared", OF_135M, 2, 512, False, checkpointing=True, adapter=NF4),
+)
 RANKS = (Shape("31M-2-ranks", OF_31M, 2, 256, compiled=False, ranks=2),)
 
 
@@ -104,11 +118,31 @@ def make_dataset(folder: Path) -> Path:
     return folder / "data"
 
 
+def make_base(shape: Shape, data: Path) -> Path:
+    """A model of random weights with the dataset's tokenizer."""
+    from llamita.architecture.config import ModelConfig
+    from llamita.model.decoder import Decoder
+    from llamita.model.huggingface import save_model
+    from llamita.model.initialization import initialize
+
+    out = data.parent / f"base-{shape.name}"
+    config = ModelConfig(**shape.model, max_position_embeddings=shape.length)  # type: ignore[arg-type]
+    model = Decoder(config)
+    initialize(model, "llama")
+    save_model(out, model.state_dict(), config)
+    shutil.copytree(data.parent / "tokenizer", out, dirs_exist_ok=True)
+    return out
+
+
 def recipe_of(shape: Shape, data: Path, device: str) -> dict[str, Any]:
     batch = shape.rows * shape.length * shape.micro_batches * shape.ranks
+    what: dict[str, Any] = {"model": {**shape.model, "max_position_embeddings": shape.length}}
+    if shape.adapter is not None:
+        base = data.parent / f"base-{shape.name}"
+        what = {"start_from": str(base), "adapter": dict(shape.adapter)}
     return {
         "name": shape.name,
-        "model": {**shape.model, "max_position_embeddings": shape.length},
+        **what,
         "sequence_length": shape.length,
         "batch_tokens": batch,
         "optimizer": {"learning_rate": 1e-3},
@@ -152,6 +186,8 @@ def measure(shape: Shape, data: Path, device: str) -> None:
 
 def run(shape: Shape, data: Path, device: str) -> list[dict[str, Any]]:
     """The records of a shape, one for each rank, measured in fresh processes."""
+    if shape.adapter is not None:
+        make_base(shape, data)
     command = [__file__, f"--measure={shape.name}", f"--data={data}", f"--device={device}"]
     launcher = [sys.executable]
     environment = dict(os.environ)
@@ -231,6 +267,7 @@ def line(record: Mapping[str, Any]) -> str:
     how = [record["dtype"], "compiled" if record["compiled"] else "uncompiled"]
     how += ["checkpointed"] if record["checkpointing"] else []
     how += list(record["changes"])
+    how += [f"{key} {value}" for key, value in (record["adapter"] or {}).items()]
     how += [f"rank {record['rank']}"] if record["ranks"] > 1 else []
     batch = f"{record['micro_batches']} × {record['rows']} × {record['length']}"
     return (
@@ -246,15 +283,17 @@ def main() -> int:
     parser.add_argument("--device", default="cpu", choices=sorted(BAR))
     parser.add_argument("--only", help="names of shapes, joined by commas")
     parser.add_argument("--ranks", action="store_true", help="two processes under FSDP2, too")
+    parser.add_argument("--tuning", action="store_true", help="adapters, too")
     parser.add_argument("--out", type=Path, help="default: results/plan_memory-DEVICE.json here")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    known = {shape.name: shape for shape in (*SHAPES, *RANKS)}
+    known = {shape.name: shape for shape in (*SHAPES, *TUNING, *RANKS)}
     if arguments.measure:
         measure(known[arguments.measure], arguments.data, arguments.device)
         return 0
-    names = [shape.name for shape in (*SHAPES, *(RANKS if arguments.ranks else ()))]
+    added = (*(TUNING if arguments.tuning else ()), *(RANKS if arguments.ranks else ()))
+    names = [shape.name for shape in (*SHAPES, *added)]
     if arguments.only:
         names = arguments.only.split(",")
         unknown = sorted(set(names) - set(known))

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llamita.data.build import build_data as build_data
+    from llamita.data.chat_build import build_chats as build_chats
     from llamita.data.show import show_data as show_data
     from llamita.data.tokenizer import load_tokenizer as load_tokenizer
     from llamita.data.tokenizer_training import train_tokenizer as train_tokenizer
     from llamita.errors import UserError as UserError
+    from llamita.formats.exporting import export_model as export_model
+    from llamita.formats.importing import import_model as import_model
     from llamita.inference.writing import generate as generate
     from llamita.model.huggingface import load_model as load_model
     from llamita.planning.hardware import show_hardware as show_hardware
@@ -24,14 +27,20 @@ if TYPE_CHECKING:
     from llamita.reporting.report import report as report
     from llamita.starter.quickstart import quickstart as quickstart
     from llamita.training.run import train as train
+    from llamita.tuning.verbs import align as align
+    from llamita.tuning.verbs import tune as tune
 
 __version__ = "0.1.0"
 
 _WHERE = {
     "UserError": "llamita.errors",
+    "align": "llamita.tuning.verbs",
+    "build_chats": "llamita.data.chat_build",
     "build_data": "llamita.data.build",
+    "export_model": "llamita.formats.exporting",
     "fit_law": "llamita.planning.law_verbs",
     "generate": "llamita.inference.writing",
+    "import_model": "llamita.formats.importing",
     "info": "llamita.reporting.information",
     "load_model": "llamita.model.huggingface",
     "load_tokenizer": "llamita.data.tokenizer",
@@ -43,6 +52,7 @@ _WHERE = {
     "show_laws": "llamita.planning.law_verbs",
     "train": "llamita.training.run",
     "train_tokenizer": "llamita.data.tokenizer_training",
+    "tune": "llamita.tuning.verbs",
 }
 __all__ = ["__version__", *_WHERE]
 

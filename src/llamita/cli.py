@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 import llamita
+from llamita.cli_data import BadFraction, MaxDocuments, Sources, TextField, Where, add_data
+from llamita.cli_formats import add_formats
 from llamita.cli_planning import add_planning
+from llamita.cli_tuning import add_tuning
 from llamita.errors import UserError
 
 app = typer.Typer(
@@ -21,29 +24,11 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 tokenizer_app = typer.Typer(help="Make a tokenizer.", no_args_is_help=True)
-data_app = typer.Typer(help="Turn text into training data, and look at it.", no_args_is_help=True)
 app.add_typer(tokenizer_app, name="tokenizer")
-app.add_typer(data_app, name="data")
+add_data(app)
 add_planning(app)
-
-Sources = Annotated[
-    list[str],
-    typer.Argument(
-        help="Folders, globs, text files, .jsonl(.gz, .zst), .parquet, .arrow, .feather, folders "
-        "of Dataset.save_to_disk, hf:NAME[/CONFIG][@REVISION][:SPLIT], hf+stream:NAME[…]."
-    ),
-]
-TextField = Annotated[str, typer.Option(help="Field or column of records that holds the text.")]
-Where = Annotated[
-    list[str] | None,
-    typer.Option(help="Keep records for which this holds, e.g. 'meta.lang == en'. Repeatable."),
-]
-MaxDocuments = Annotated[
-    float | None, typer.Option(help="Stop reading after so many documents: for streams.")
-]
-BadFraction = Annotated[
-    float, typer.Option(help="Give up when a larger share of the records is unreadable.")
-]
+add_formats(app)
+add_tuning(app)
 
 
 @app.callback(invoke_without_command=True)
@@ -124,11 +109,14 @@ def generate(
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.7,
     top_k: Annotated[int, typer.Option(help="Draw from so many tokens; 0: all.")] = 50,
     top_p: Annotated[float, typer.Option(help="Draw from this much probability.")] = 0.95,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="The prompt is a question, put by the chat template.")
+    ] = False,
     seed: Annotated[int | None, typer.Option(help="For the same text again.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
 ) -> None:
-    """Continue a prompt, streaming."""
+    """Continue a prompt, or answer a question, streaming."""
     text = sys.stdin.read() if prompt == "-" else prompt
     pieces = llamita.generate(
         model,
@@ -137,11 +125,13 @@ def generate(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        chat=chat,
         seed=seed,
         device=device,
         dtype=dtype,
     )
-    sys.stdout.write(text)
+    if not chat:
+        sys.stdout.write(text)
     for piece in pieces:
         sys.stdout.write(piece)
         sys.stdout.flush()
@@ -219,114 +209,6 @@ def tokenizer_train(
             **chosen,
         )
     print(f"{out}: {tokenizer.vocab_size:,} tokens, fingerprint {tokenizer.fingerprint[:16]}")
-
-
-@data_app.command("build")
-def data_build(
-    sources: Sources,
-    out: Annotated[Path, typer.Option(help="The dataset's directory.")],
-    tokenizer: Annotated[Path, typer.Option(help="A tokenizer's directory or tokenizer.json.")],
-    name: Annotated[str | None, typer.Option(help="Name in reports. [default: of --out]")] = None,
-    text_field: TextField = "text",
-    where: Where = None,
-    validation: Annotated[float, typer.Option(help="Share of documents held out.")] = 0.01,
-    split_by: Annotated[
-        str | None,
-        typer.Option(help="Field whose value decides what is held out, instead of the text."),
-    ] = None,
-    bos: Annotated[bool, typer.Option(help="Put BOS before every document.")] = True,
-    eos: Annotated[bool, typer.Option(help="Put EOS after every document.")] = True,
-    dedup: Annotated[bool, typer.Option(help="Drop documents met before.")] = True,
-    workers: Annotated[int | None, typer.Option(help="Processes. [default: all cores]")] = None,
-    shard_tokens: Annotated[float, typer.Option(help="Tokens a shard.")] = 500e6,
-    block_bytes: Annotated[
-        int | None, typer.Option(help="Divide larger documents at line ends into such blocks.")
-    ] = None,
-    max_bad_fraction: BadFraction = 0.01,
-    max_documents: MaxDocuments = None,
-    max_tokens: Annotated[
-        float | None, typer.Option(help="Stop reading after so many tokens: for streams.")
-    ] = None,
-    licence: Annotated[
-        str | None, typer.Option(help="Recorded with the sources. [default: what they say]")
-    ] = None,
-) -> None:
-    """Tokenise text into a dataset. Unchanged input is reused, an interrupted build starts over."""
-    from llamita.reporting.progress import ProgressLine
-
-    with ProgressLine("encoding") as progress:
-
-        def report(state: Any) -> None:
-            if state.message:
-                progress.say(state.message)
-            else:
-                detail = f"{state.documents:,} documents, {state.tokens:,} tokens"
-                if max_tokens is not None:
-                    progress.update(min(state.tokens, int(max_tokens)), int(max_tokens), detail)
-                else:
-                    progress.update(state.bytes_read, state.num_bytes, detail)
-
-        manifest = llamita.build_data(
-            sources,
-            out,
-            tokenizer,
-            name=name,
-            text_field=text_field,
-            where=where,
-            validation=validation,
-            split_by=split_by,
-            bos=bos,
-            eos=eos,
-            dedup=dedup,
-            num_workers=workers,
-            shard_tokens=int(shard_tokens),
-            block_bytes=block_bytes,
-            max_bad_fraction=max_bad_fraction,
-            max_documents=None if max_documents is None else int(max_documents),
-            max_tokens=None if max_tokens is None else int(max_tokens),
-            licence=licence,
-            progress=report,
-        )
-    for note in manifest.notes:
-        print(note)
-    for split, record in manifest.splits.items():
-        print(f"{out}: {split} {record.tokens:,} tokens of {record.documents:,} documents")
-
-
-@data_app.command("show")
-def data_show(
-    datasets: Annotated[
-        list[str], typer.Argument(help="Dataset directories, each perhaps with a share: DIR=0.7.")
-    ],
-    tokens: Annotated[
-        float | None, typer.Option(help="Tokens to be trained on, to show epochs.")
-    ] = None,
-    samples: Annotated[int, typer.Option(help="Sample windows a dataset.")] = 2,
-    sample_tokens: Annotated[int, typer.Option(help="Tokens a sample.")] = 128,
-    seed: Annotated[int, typer.Option(help="For other samples.")] = 0,
-) -> None:
-    """Datasets as a tree, with shares and epochs, and decoded samples with their boundaries."""
-    paths, shares = [], []
-    for dataset in datasets:
-        path, equals, share = dataset.rpartition("=")
-        if not equals or Path(dataset).exists():
-            path, equals = dataset, ""
-        if equals:
-            try:
-                shares.append(float(share))
-            except ValueError:
-                raise UserError(f"{dataset!r}: write DIR=SHARE, as in data/prose=0.7") from None
-        paths.append(path)
-    if shares and len(shares) != len(paths):
-        raise UserError("give a share to each dataset (DIR=0.7), or to none")
-    llamita.show_data(
-        paths,
-        weights=shares or None,
-        tokens=tokens,
-        samples=samples,
-        sample_tokens=sample_tokens,
-        seed=seed,
-    )
 
 
 def main() -> None:

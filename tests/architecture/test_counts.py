@@ -14,6 +14,7 @@ from llamita.architecture.counts import (
     mixture_parameters,
     num_parameters,
 )
+from llamita.architecture.lora import Lora
 from llamita.architecture.presets import PRESETS, preset
 from llamita.errors import UserError
 
@@ -25,6 +26,7 @@ from llamita.errors import UserError
         ("minicpm-1.2b", 1_360_246_272, 1_247_442_432),  # the paper's table
         ("minicpm-2.4b", 2_724_880_896, 2_442_057_984),
         ("smollm2-135m", 134_515_008, 134_515_008 - 49152 * 576),  # the released checkpoint
+        ("llama2-7b", 6_738_415_616, 6_738_415_616 - 2 * 32000 * 4096),  # the released checkpoint
     ],
 )
 def test_published_parameters(name: str, total: int, without_vocabulary: int) -> None:
@@ -60,6 +62,23 @@ def test_tinyllama_flops() -> None:
     attention = flops_per_token(config, 2048) - flops_per_token(config, 0)
     assert attention / 1e9 == pytest.approx(1.107, abs=5e-4)
     assert 3 * inference_flops_per_token(config, 2048) == flops_per_token(config, 2048)
+
+
+def test_flops_where_adapters_learn() -> None:
+    """By hand, for TinyLlama with adapters of rank 16 on everything (12,615,680 parameters)."""
+    config, lora = preset("tinyllama-1.1b").config, Lora(rank=16, alpha=32.0)
+    products = matmul_parameters(config)
+    attention = 12 * 22 * 2048 * 2048
+    # Nothing asks the first block for its input's gradient, through q, k, v or their adapters' A.
+    spared = 2 * (2048 * (2048 + 2 * 256) + 3 * 16 * 2048)
+    found = flops_per_token(config, 2048, lora)
+    assert found == 4 * products + 6 * 12_615_680 + attention - spared
+    # Adapters to MLPs alone leave the first block's attention without a backward pass.
+    lora = lora.replace(targets=("up_proj",))
+    adapters = 22 * 16 * (2048 + 5632)
+    spared = 2 * (2 * 2048 * (2048 + 256) + 2 * 2048 * 5632 + 16 * 2048) + 8 * 2048 * 2048
+    found = flops_per_token(config, 2048, lora)
+    assert found == 4 * products + 6 * adapters + attention - spared
 
 
 def test_a_tied_head_is_counted_once_as_the_head() -> None:

@@ -18,9 +18,17 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from llamita.architecture import moments
+from llamita.architecture.adapter_moments import (
+    AdapterMoments,
+    adapter_activation_bytes_per_token,
+    base_bytes,
+    quantized_bytes,
+)
 from llamita.architecture.config import ModelConfig
 from llamita.architecture.counts import flops_per_token, num_parameters
+from llamita.architecture.lora import Lora, lora_parameters
 from llamita.architecture.memory import (
+    SCORED_MULTIPLE,
     WEIGHT_BITS,
     TrainingMemory,
     activation_bytes_per_token,
@@ -32,9 +40,12 @@ from llamita.architecture.memory import (
 from llamita.architecture.moments import StepMoments
 from llamita.architecture.presets import preset
 from llamita.data.batch import Batch
+from llamita.model import decoder as decoders
 from llamita.model import head
-from llamita.model.decoder import Decoder, compile_model
+from llamita.model.adapters import add_adapters, freeze_to
+from llamita.model.decoder import IGNORE, Decoder, compile_model
 from llamita.model.initialization import initialize, learning_rate_multipliers
+from llamita.model.quantized import QuantizedWeight, quantize_base
 from llamita.recipes.schema import AdamW, ExponentialAverage, Guard, LanguageModelling, Muon
 from llamita.training.averaging import RunningAverage
 from llamita.training.guards import StepGuard
@@ -54,18 +65,33 @@ SMALL = ModelConfig(
     max_position_embeddings=128,
 )
 ROWS, LENGTH = 8, 128
+ALL = Lora(rank=4, alpha=8.0)
+QUERIES_AND_VALUES = Lora(rank=8, alpha=8.0, targets=("q_proj", "v_proj"))
 
 
-def batch(config: ModelConfig, rows: int = ROWS, length: int = LENGTH) -> Batch:
+def batch(
+    config: ModelConfig, rows: int = ROWS, length: int = LENGTH, learning_share: float = 1.0
+) -> Batch:
+    """Of text; or, where not all of it learns, of packed rows, one example in each."""
     tokens = torch.randint(0, config.vocab_size, (rows, length + 1))
-    return Batch(
-        tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), None, np.zeros(rows, np.int64)
-    )
+    targets, examples = tokens[:, 1:].contiguous(), None
+    if learning_share < 1.0:
+        targets[:, round(learning_share * length) :] = IGNORE
+        examples = torch.zeros(rows, 1, dtype=torch.int64)
+    sources = np.zeros(rows, np.int64)
+    return Batch(tokens[:, :-1].contiguous(), targets, None, sources, examples=examples)
 
 
-def decoder(config: ModelConfig, dtype: torch.dtype = torch.float32) -> Decoder:
+def decoder(
+    config: ModelConfig, dtype: torch.dtype = torch.float32, lora: Lora | None = None
+) -> Decoder:
     model = Decoder(config)
     initialize(model, "llama")
+    if lora is not None:
+        if lora.quantization is not None:
+            quantize_base(model, lora.quantization)
+        add_adapters(model, lora, seed=0)
+        freeze_to(model, dtype)
     model.compute_dtype = dtype
     return model
 
@@ -81,9 +107,11 @@ def a_step(
     muon: bool = False,
     average: bool = False,
     compiled: bool = False,
+    lora: Lora | None = None,
+    learning_share: float = 1.0,
 ) -> tuple[Callable[[], None], int]:
     """A training step that has been taken once, and the bytes of what lasts between steps."""
-    model = decoder(config, dtype)
+    model = decoder(config, dtype, lora)
     model.checkpoint_blocks = checkpointing
     if compiled:
         compile_model(model)
@@ -95,7 +123,7 @@ def a_step(
     )
     kept = RunningAverage(model, ExponentialAverage(half_life_tokens=1000)) if average else None
     objective = build_objective(LanguageModelling())
-    whole = batch(config, rows * micro_batches, length)
+    whole = batch(config, rows * micro_batches, length, learning_share)
 
     def step() -> None:
         result = take(objective, whole, rows, 1e-3)
@@ -104,7 +132,7 @@ def a_step(
 
     step()
     states = [value for state in optimizer.state.values() for value in state.values()]
-    lasting: list[Tensor] = [*model.parameters(), *states]
+    lasting: list[Tensor] = [*model.parameters(), *model.buffers(), *states]
     if kept is not None:
         lasting += kept.averages.values()
     return step, sum(tensor.untyped_storage().nbytes() for tensor in lasting)
@@ -144,6 +172,43 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "micro_batches": 2,
     },
     "wide": {"config": {"intermediate_size": 2000, "vocab_size": 100}},
+    "a quarter learns": {"learning_share": 0.25},
+    "adapters": {"lora": ALL},
+    "adapters of two kinds": {"lora": QUERIES_AND_VALUES, "dtype": torch.bfloat16},
+    "adapters, several passes": {"lora": ALL, "dtype": torch.bfloat16, "micro_batches": 2},
+    "adapters, checkpointed": {"lora": ALL, "dtype": torch.bfloat16, "checkpointing": True},
+    "adapters with dropout": {"lora": ALL.replace(dropout=0.1), "config": {"vocab_size": 100}},
+    "adapters, wide": {
+        "lora": ALL,
+        "config": {"intermediate_size": 2000, "vocab_size": 100},
+        "dtype": torch.bfloat16,
+    },
+    "adapters, wide, gate alone": {
+        "lora": ALL.replace(targets=("gate_proj",)),
+        "config": {"intermediate_size": 2000, "vocab_size": 100},
+    },
+    "adapters to a tied and multiplied embedding": {
+        "lora": ALL,
+        "config": {"tie_word_embeddings": True, "embedding_multiplier": 12.0},
+        "dtype": torch.bfloat16,
+    },
+    "adapters, a quarter learns": {
+        "lora": ALL,
+        "dtype": torch.bfloat16,
+        "learning_share": 0.25,
+        "average": True,
+    },
+    "adapters to nf4": {
+        "lora": ALL.replace(quantization="nf4"),
+        "config": {"intermediate_size": 2000, "vocab_size": 100},
+        "rows": 2,
+    },
+    "adapters to int8": {
+        "lora": ALL.replace(quantization="int8"),
+        "config": {"num_hidden_layers": 12, "vocab_size": 100},
+        "checkpointing": True,
+        "dtype": torch.bfloat16,
+    },
 }
 
 
@@ -162,6 +227,8 @@ def planned_and_allocated(
     length: int = LENGTH,
     micro_batches: int = 1,
     compiled: bool = False,
+    learning_share: float = 1.0,
+    lora: Lora | None = None,
     **arguments: Any,
 ) -> tuple[int, int]:
     """Bytes of tensors at the fullest moment, as planned and as PyTorch gave them out."""
@@ -173,17 +240,23 @@ def planned_and_allocated(
         length=length,
         micro_batches=micro_batches,
         compiled=compiled,
+        learning_share=learning_share,
+        lora=lora,
         **arguments,
     )
+    scored = round(learning_share * rows * length)
     step_moments = StepMoments(
         shape,
         rows * length,
-        min(head_chunk_tokens("cpu"), rows * length),
+        min(head_chunk_tokens("cpu"), scored),
         compute_bytes=dtype.itemsize,
         compiled=compiled,
         accumulates=micro_batches > 1,
+        scored=scored,
         **arguments,
     )
+    if lora is not None:
+        step_moments = AdapterMoments(**vars(step_moments), lora=lora)
     planned = max(map(tensors, step_moments.all().values()))
     return planned, lasting + allocated_at_most(step)
 
@@ -248,6 +321,89 @@ def test_activations_are_what_autograd_saves(dtype: torch.dtype, changes: dict[s
     token_ids = 8
     per_token = activation_bytes_per_token(config, dtype.itemsize, compiled=False)
     assert saved == tokens * (per_token + last_norm + token_ids)
+
+
+TARGETS = [
+    ALL.targets,
+    ("q_proj", "v_proj"),
+    ("k_proj", "down_proj"),
+    ("o_proj",),
+    ("gate_proj",),
+    ("up_proj",),
+    ("down_proj",),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("targets", TARGETS, ids="+".join)
+def test_activations_are_what_adapters_make_autograd_save(
+    targets: tuple[str, ...], dtype: torch.dtype
+) -> None:
+    config, lora = SMALL.replace(qk_norm=True), ALL.replace(targets=targets)
+    model, tokens = decoder(config, dtype, lora), ROWS * LENGTH
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden = model._hidden(batch(config).tokens, None, None, None)
+    assert hidden.requires_grad
+    saved = sum(
+        tensor.untyped_storage().nbytes()
+        for tensor in kept.values()
+        if tensor.shape[0] in (ROWS, tokens)
+    )
+    first, other = (
+        adapter_activation_bytes_per_token(
+            config, lora, dtype.itemsize, compiled=False, first=is_first
+        )
+        for is_first in (True, False)
+    )
+    last_norm = config.hidden_size * 4 + 4
+    assert saved == tokens * (first + (config.num_hidden_layers - 1) * other + last_norm)
+
+
+@pytest.mark.parametrize("targets", TARGETS, ids="+".join)
+def test_flops_of_adapters_are_those_that_torch_counts(targets: tuple[str, ...]) -> None:
+    lora = ALL.replace(targets=targets)
+    model, data = decoder(SMALL, lora=lora), batch(SMALL)
+    counter = FlopCounterMode(display=False)
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        model(data.tokens, data.targets).log_probs.sum().backward()
+    assert counter.get_total_flops() == ROWS * LENGTH * flops_per_token(SMALL, LENGTH, lora)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_quantised_matrix_is_as_large_as_bitsandbytes_makes_it(kind: Any) -> None:
+    for inputs, outputs in ((96, 280), (2048, 256), (100, 36)):
+        stored = QuantizedWeight(torch.randn(outputs, inputs), kind).nbytes
+        assert quantized_bytes(inputs, outputs, kind) == stored
+    # QLoRA, section 3: double quantisation takes a scale's share from 0.5 bits to 0.127.
+    bits = 8 * quantized_bytes(4096, 11008, kind) / (4096 * 11008)
+    assert bits == pytest.approx({"nf4": 4.127, "int8": 8.008}[kind], abs=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("quantization", [None, "nf4", "int8"])
+def test_a_frozen_base_stands_as_planned(dtype: torch.dtype, quantization: Any) -> None:
+    config = SMALL.replace(embedding_multiplier=12.0, attention_bias=True)
+    lora = ALL.replace(quantization=quantization)
+    model = decoder(config, dtype, lora)
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    learns = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    stands = sum(tensor.nbytes for tensor in (*frozen, *model.buffers()))
+    assert base_bytes(config, lora, dtype.itemsize) == stands
+    assert lora_parameters(config, lora) == learns
+
+
+def test_the_head_is_filled_up_as_planned() -> None:
+    assert SCORED_MULTIPLE == decoders._PICKED_MULTIPLE
+    config = preset("llamita-30m").config
+    few = training_memory(config, 8, 512, learning_share=1 / 4096)
+    assert few == training_memory(config, 8, 512, learning_share=SCORED_MULTIPLE / 4096)
+    assert few.logits < training_memory(config, 8, 512).logits
 
 
 @pytest.mark.parametrize(

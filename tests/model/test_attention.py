@@ -1,4 +1,4 @@
-"""The blocked CPU path against SDPA, and the seam's masks against attention written out."""
+"""The CPU's own paths against SDPA, and the seam's masks against attention written out."""
 
 from __future__ import annotations
 
@@ -21,11 +21,6 @@ def _inputs(heads: Heads, queries: int, keys: int, dtype: torch.dtype) -> tuple[
         return values.to(dtype).transpose(1, 2).requires_grad_()
 
     return draw(heads[0], queries), draw(heads[1], keys), draw(heads[1], keys)
-
-
-def _documents(length: int) -> Tensor:
-    first = torch.arange(length) // 37
-    return torch.stack([first, torch.zeros_like(first)])
 
 
 def _written_out(q: Tensor, k: Tensor, v: Tensor, scale: float, visible: Tensor) -> Tensor:
@@ -63,15 +58,11 @@ def test_document_mask() -> None:
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (6, 1)])
-@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("block", [32, 96])
-def test_blocked_equals_sdpa(heads: Heads, masked: bool, block: int) -> None:
+def test_blocked_equals_sdpa(heads: Heads, block: int) -> None:
     q, k, v = _inputs(heads, 96, 96, torch.float32)
-    mask = document_mask(_documents(96)) if masked else None
-    expected = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None, scale=0.3, enable_gqa=True
-    )
-    actual = blocked_attention(q, k, v, scale=0.3, mask=mask, block=block)
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3, enable_gqa=True)
+    actual = blocked_attention(q, k, v, scale=0.3, block=block)
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=2e-6)
     upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
     ours = torch.autograd.grad(actual, (q, k, v), upstream)
@@ -92,17 +83,13 @@ def test_blocked_in_bfloat16_is_as_near_as_eager() -> None:
 
 def test_uncompiled_attention_is_sdpa() -> None:
     q, k, _ = _inputs((4, 2), BLOCK, BLOCK, torch.bfloat16)
-    assert not applies(q, k, None)
+    assert not applies(q, k)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("masked", [False, True])
-def test_compiled_bfloat16_takes_the_blocked_path(
-    masked: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compiled_bfloat16_takes_the_blocked_path(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = _inputs((4, 2), 2 * BLOCK, 2 * BLOCK, torch.bfloat16)
-    mask = document_mask(_documents(2 * BLOCK)) if masked else None
-    expected = attention(q.float(), k.float(), v.float(), scale=0.25, mask=mask)
+    expected = attention(q.float(), k.float(), v.float(), scale=0.25)
     theirs = torch.autograd.grad(expected.square().sum(), (q, k, v))
 
     def refuse(*_args: object, **_options: object) -> Tensor:
@@ -110,7 +97,7 @@ def test_compiled_bfloat16_takes_the_blocked_path(
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", refuse)
     compiled = torch.compile(attention, fullgraph=True)
-    actual = compiled(q, k, v, scale=0.25, mask=mask)
+    actual = compiled(q, k, v, scale=0.25)
     ours = torch.autograd.grad(actual.float().square().sum(), (q, k, v))
     assert (actual - expected).abs().mean() < 2e-3
     for our, their in zip(ours, theirs, strict=True):

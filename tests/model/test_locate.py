@@ -79,6 +79,43 @@ def test_nothing_there(tmp_path: Path) -> None:
         locate(tmp_path / "tiny-modle")
     with pytest.raises(UserError, match="is a file"):
         locate(tmp_path / "tiny-model" / "config.json")
+    (tmp_path / "tiny-model" / "tiny.gguf").write_bytes(b"GGUF")
+    # Not a hub id, though it could be one.
+    with pytest.raises(UserError, match=r"there is no file .*tiny.ggfu?.gguf"):
+        locate("tiny-model/tiny.ggf.gguf")
+
+
+def _adapter(directory: Path) -> Path:
+    directory.mkdir(parents=True)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (directory / name).write_text("{}")
+    return directory
+
+
+def test_adapters_are_models(tmp_path: Path) -> None:
+    assert locate(_adapter(tmp_path / "adapter")) == tmp_path / "adapter"
+    older = _adapter(tmp_path / "run" / "step-10")
+    assert locate(tmp_path / "run") == older
+    final = _adapter(tmp_path / "run" / "final")
+    assert locate(tmp_path / "run") == final
+    (final / "adapter_model.safetensors").unlink()
+    assert locate(tmp_path / "run") == older
+
+
+def test_a_gguf_by_name_or_by_its_first_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+
+    def import_once(path: Path) -> Path:
+        asked.append(path)
+        return tmp_path
+
+    monkeypatch.setattr("llamita.formats.gguf_cache.cached", import_once)
+    (tmp_path / "a.gguf").write_bytes(b"whatever")
+    (tmp_path / "b").write_bytes(b"GGUF....")
+    assert locate(tmp_path / "a.gguf") == locate(str(tmp_path / "b")) == tmp_path
+    assert asked == [tmp_path / "a.gguf", tmp_path / "b"]
 
 
 class _Hub(BaseHTTPRequestHandler):

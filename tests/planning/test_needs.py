@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from llamita.architecture.counts import flops_per_token, num_parameters
 from llamita.architecture.memory import training_memory
+from llamita.architecture.presets import preset
 from llamita.errors import UserError
 from llamita.planning.needs import (
     can_share,
     default_micro_batch_size,
+    describe_step,
     device_needs,
     step_memory,
     time_of,
 )
-from llamita.planning.plan import TrainingPlan
+from llamita.planning.plan import SourceSize, TrainingPlan, describe, make_plan
 from llamita.planning.recipe_plan import plan_recipe
+from llamita.recipes.loading import check_recipe
 
 A100 = 312e12
 PARAMETERS = 1_100_048_384
@@ -107,3 +112,99 @@ def test_ranks_that_cannot_share(tinyllama: TrainingPlan) -> None:
     with pytest.raises(UserError, match="1024 sequences a step, which 3 processes cannot share"):
         device_needs(tinyllama, int(80e9), ranks=3)
     assert default_micro_batch_size(tinyllama, 1, ranks=1024) == 1
+
+
+def tuning(name: str, length: int = 2048, **adapter: Any) -> TrainingPlan:
+    """One row a pass, sixteen a step, on chats that are declared."""
+    base = preset(name)
+    recipe = check_recipe(
+        {
+            "name": "tuned",
+            "start_from": "base",
+            "adapter": adapter,
+            "sequence_length": length,
+            "batch_tokens": 16 * length,
+            "optimizer": {"learning_rate": 2e-4},
+            "datasets": {"chats": {"path": "nowhere", "tokens": 10_000_000}},
+            "stages": [{"name": "tune", "tokens": 160 * length, "mixture": {"chats": 1.0}}],
+            "runtime": {"micro_batch_size": 1},
+        },
+        "tuned",
+    )
+    sizes = {"chats": SourceSize(10_000_000, declared=True)}
+    return make_plan(recipe, base.config, base.parametrization, sizes)
+
+
+def test_qlora_of_tinyllama_in_6_gb() -> None:
+    """Item by item; of 6 GB 4.8 may be filled."""
+    plan = tuning("tinyllama-1.1b", rank=16, quantize_base="nf4")
+    needs = device_needs(plan, int(6e9))
+    memory, blocks = needs.memory, 22 * (2 * 2048 * (2048 + 256) + 3 * 2048 * 5632)
+    assert needs.fits
+    assert not needs.activation_checkpointing
+    # 4.127 bits of each of the blocks' weights, 16 of the vocabulary's and the norms'.
+    others = PARAMETERS - blocks
+    assert memory.base == pytest.approx(blocks * 4.127 / 8 + 2 * others, rel=1e-3)
+    # Float32 adapters, their gradients and two moments: 16 · (inputs + outputs) of seven matrices.
+    learns = 16 * 22 * (4 * 2048 + 2 * (2048 + 256) + 3 * (2048 + 5632))
+    assert learns == 12_615_680
+    states = (memory.weights, memory.gradients, memory.optimizer)
+    assert states == (4 * learns, 4 * learns, 8 * learns)
+    assert memory.weight_casts == 2 * learns
+    # Of 2,048 tokens a block keeps two norms' inputs and outputs, q, k, v, attention's output,
+    # gate, up and their product, and seven times A's output, in bfloat16, and some log-sums.
+    each = 2 * (4 * 2048 + 2 * 2048 + 2 * 256 + 3 * 5632 + 7 * 16) + 4 * (2 + 32)
+    assert memory.activations == pytest.approx(22 * 2048 * each, rel=0.03)
+    # One chunk of logits, computed again, and its gradient.
+    assert memory.logits == 2 * 2048 * 32_000 * 2
+    assert 3.5e9 < memory.total < 4.8e9
+    said = describe_step(plan, memory, 1)
+    assert "about 4.00 GB at micro-batch 1 × 2,048: base (nf4) 0.76 GB, adapters 0.05 GB" in said
+
+
+def test_the_shipped_qlora_of_llama2_7b_on_a_24_gb_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where neither base nor data are
+    plan = plan_recipe("guanaco-qlora")
+    needs = device_needs(plan, int(24e9))
+    assert needs.fits
+    # By hand: nf4 blocks, the rest in bfloat16; 64 · (inputs + outputs) of 32 blocks' matrices.
+    assert needs.memory.base == pytest.approx(6_476_005_376 * 4.127 / 8 + 2 * 262_410_240, rel=1e-3)
+    assert needs.memory.weights == 4 * 159_907_840
+    assert not device_needs(without_adapter(plan), int(80e9)).fits
+
+
+def without_adapter(plan: TrainingPlan) -> TrainingPlan:
+    recipe = plan.recipe.model_copy(update={"adapter": None})
+    return make_plan(recipe, plan.config, plan.parametrization, plan.sizes)
+
+
+def test_activations_are_computed_again_where_a_base_leaves_no_room() -> None:
+    plan = tuning("tinyllama-1.1b", rank=16)
+    need = step_memory(plan, 1).total
+    for share, again in ((0.79, False), (0.81, True)):
+        assert device_needs(plan, int(need / share)).activation_checkpointing == again
+    # Frozen weights stand in bfloat16: no casts of them, no gradients, no moments.
+    assert step_memory(plan, 1).base == 2 * PARAMETERS
+
+
+def test_a_plan_knows_what_learns() -> None:
+    plan = tuning("smollm2-135m", rank=16)
+    said = "\n".join(describe(plan))
+    assert (
+        "tuning      LoRA r=16 on all linear layers: 4,884,480 of 134,515,008 parameters learn "
+        "(3.63%), scale 2\n" in said
+    )
+    assert "4·matmul parameters + 6·adapters" in said
+    each = plan.flops_per_token(2048)
+    assert plan.flops == plan.tokens * each
+    assert each == flops_per_token(plan.config, 2048, plan.lora)
+    # A third less but for attention, which is a third of the whole here, and the adapters' own.
+    assert 0.75 < each / flops_per_token(plan.config, 2048) < 0.85
+    assert num_parameters(plan.config) == 134_515_008
+    some = tuning("smollm2-135m", targets=["q_proj", "v_proj"], quantize_base="int8")
+    assert "on q_proj, v_proj" in (said := "\n".join(describe(some)))
+    assert "base in int8" in said
+    whole = without_adapter(plan)
+    assert "tuning" not in "\n".join(describe(whole)[1:6])

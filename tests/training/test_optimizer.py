@@ -52,12 +52,12 @@ def batch(vocab_size: int, rows: int = 4, length: int = 16, seed: int = 0) -> Ba
 def backward(model: Decoder, data: Batch, micro: int, z_loss: float = 0.0) -> float:
     """Loss and gradients as the loop computes them, in micro-batches of `micro` rows."""
     objective = build_objective(LanguageModelling(z_loss=z_loss))
-    count = objective.num_tokens(data)
+    count = objective.count(data)
     total = 0.0
     for part in data.split(micro):
-        loss, reported = objective.loss_sum(model, part)
-        (loss / count).backward()
-        total += float(reported)
+        found = objective.loss_sum(model, part)
+        (found.loss / count).backward()
+        total += float(found.reported)
     return total / count
 
 
@@ -309,8 +309,8 @@ def test_the_loss_is_cross_entropy_and_its_z_term() -> None:
     learns = data.targets != IGNORE
     drift = logits.double().logsumexp(-1).square()[learns].sum()
     objective = build_objective(LanguageModelling(z_loss=0.1))
-    loss, reported = objective.loss_sum(model, data)
-    assert objective.num_tokens(data) == 4 * 16 - 5
+    loss, reported, _ = objective.loss_sum(model, data)
+    assert objective.count(data) == 4 * 16 - 5
     assert float(reported) == pytest.approx(float(wanted.detach()), rel=1e-5)
     assert float(loss.detach()) == pytest.approx(float((wanted + 0.1 * drift).detach()), rel=1e-5)
 

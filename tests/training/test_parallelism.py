@@ -30,7 +30,7 @@ SCRIPT = """
 import math, os, sys
 from pathlib import Path
 from llamita.training import devices, loop
-from llamita.training.objective import NextToken
+from llamita.training.objective import LossSum, NextToken
 from llamita.training.run import train
 from tests.training.helpers import cheap_matmul_rate, kill_after_step
 
@@ -46,9 +46,9 @@ if what == "poison":
         taking = 0
 
     def poisoned(self, model, batch):
-        loss, reported = loss_sum(self, model, batch)
-        bad = taking == 3 and os.environ["RANK"] == "1"
-        return (loss * math.nan, reported * math.nan) if bad else (loss, reported)
+        loss, reported, _ = loss_sum(self, model, batch)
+        bad = math.nan if taking == 3 and os.environ["RANK"] == "1" else 1.0
+        return LossSum(loss * bad, reported * bad)
 
     loop.Trainer._step, NextToken.loss_sum = step, poisoned
 elif what.startswith("stop") and os.environ["RANK"] == "1":

@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from llamita.data.batch import Cursor
 from llamita.errors import UserError
 from llamita.reporting.events import read_events
 from llamita.training import checkpoint
 from llamita.training.checkpoint import step_directories, verify_checkpoint
-from llamita.training.objective import NextToken
+from llamita.training.objective import LossSum, NextToken
 from tests.training.helpers import (
     BATCH,
     DECAY,
@@ -106,9 +105,9 @@ def noisy(step: int) -> None:
     """An objective that draws random numbers, as dropout would; and kill after `step`."""
     original = NextToken.loss_sum
 
-    def loss_sum(self: NextToken, model: Any, batch: Any) -> tuple[Tensor, Tensor]:
-        loss, reported = original(self, model, batch)
-        return loss * (0.5 + torch.rand(())), reported
+    def loss_sum(self: NextToken, model: Any, batch: Any) -> LossSum:
+        loss, reported, _ = original(self, model, batch)
+        return LossSum(loss * (0.5 + torch.rand(())), reported)
 
     NextToken.loss_sum = loss_sum  # type: ignore[method-assign]
     kill_after_step(step)

@@ -27,7 +27,7 @@ from llamita.recipes.loading import dump_recipe, load_recipe
 from llamita.reporting.events import read_events
 from llamita.training import loop
 from llamita.training.checkpoint import step_directories, verify_checkpoint
-from llamita.training.objective import NextToken
+from llamita.training.objective import LossSum, NextToken
 from llamita.training.run import train
 from tests.data.corpus import sentences, small_tokenizer, write_records
 from tests.training.helpers import (
@@ -469,8 +469,10 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int], value: float = math
         taking = 0
 
     def poisoned(self: NextToken, model: Any, batch: Any) -> Any:
-        loss, reported = loss_sum(self, model, batch)
-        return (loss * value, reported * value) if taking in steps else (loss, reported)
+        loss, reported, _ = loss_sum(self, model, batch)
+        if taking in steps:
+            return LossSum(loss * value, reported * value)
+        return LossSum(loss, reported)
 
     monkeypatch.setattr(loop.Trainer, "_step", step)
     monkeypatch.setattr(NextToken, "loss_sum", poisoned)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,11 +12,13 @@ from torch import Tensor, nn
 from llamita.architecture.config import ModelConfig
 from llamita.data.batch import Batch
 from llamita.model.decoder import Decoder
+from llamita.model.head import IGNORE
 from llamita.model.initialization import initialize, learning_rate_multipliers
 from llamita.recipes.schema import AdamW, Guard, LanguageModelling
 from llamita.training.guards import StepGuard
-from llamita.training.objective import build_objective
+from llamita.training.objective import LossSum, build_objective
 from llamita.training.optimizer import build_optimizer
+from llamita.training.parallelism import World
 from llamita.training.step import TrainingStep, fused_optimizer_takes_orders
 
 CONFIG = ModelConfig(
@@ -103,3 +107,53 @@ def test_micro_batches_change_only_rounding(rows: int) -> None:
     torch.testing.assert_close(_take(whole), _take(split, rows))
     for our, their in zip(_weights(whole), _weights(split), strict=True):
         torch.testing.assert_close(our, their, rtol=1e-4, atol=1e-6)
+
+
+class Telling:
+    """Counts rows; its loss is a parameter, its metrics what the tokens say."""
+
+    def count(self, batch: Batch) -> int:
+        return len(batch.tokens)
+
+    def loss_sum(self, model: Decoder, batch: Batch) -> LossSum:
+        loss = model.model.norm.weight.sum() * len(batch.tokens)
+        metrics = {"first": batch.tokens[:, 0].sum(), "last": batch.tokens[:, -1].sum()}
+        return LossSum(loss, loss.detach(), metrics)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4])
+def test_metrics_are_means_over_the_batch(rows: int) -> None:
+    batch = _batch(0)
+    result = _step(None)(Telling(), batch, rows, 1.0)
+    assert result.metrics.keys() == {"first", "last"}
+    assert float(result.metrics["first"]) == pytest.approx(float(batch.tokens[:, 0].float().mean()))
+    assert float(result.metrics["last"]) == pytest.approx(float(batch.tokens[:, -1].float().mean()))
+    assert float(result.loss) == CONFIG.hidden_size
+
+
+def test_metrics_cross_processes_with_the_loss() -> None:
+    """In one collective: each costs a wait."""
+    sums = []
+
+    class Twins(World):
+        def sum(self, tensor: Tensor) -> Tensor:
+            sums.append(tensor)
+            return tensor.mul_(2)
+
+    step, batch = _step(None), _batch(0)
+    step.world = Twins()
+    means = step.gradients(Telling(), batch.split(2), count=8)
+    assert len(sums) == 1
+    assert float(means.loss) == CONFIG.hidden_size
+    assert float(means.metrics["first"]) == pytest.approx(float(batch.tokens[:, 0].float().mean()))
+
+
+def test_a_batch_without_anything_to_learn() -> None:
+    step, batch = _step(None), _batch(0)
+    batch = replace(batch, targets=torch.full_like(batch.targets, IGNORE))
+    before = _weights(step)
+    result = step(build_objective(LanguageModelling()), batch, 2, 1.0)
+    assert float(result.loss) == float(result.grad_norm) == 0
+    assert not bool(result.verdict.skip)
+    for now, then in zip(_weights(step), before, strict=True):
+        assert torch.equal(now, then)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from llamita.architecture.config import ModelConfig
 from llamita.errors import UserError
+
+if TYPE_CHECKING:
+    from llamita.architecture.lora import Lora
 
 Counts = Literal["total", "non-embedding"]
 """Which parameters a law or a size speaks of: all, or those without the embedding and the head."""
@@ -18,12 +21,25 @@ class MixtureParameters(NamedTuple):
     active: int
 
 
-def block_matmul_parameters(config: ModelConfig) -> int:
-    """Weights of one block that enter a matrix product."""
-    hidden, head_dim = config.hidden_size, config.head_dim
+def projections(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """The matrices of one block by name, each as (inputs, outputs)."""
+    hidden, wide, head_dim = config.hidden_size, config.intermediate_size, config.head_dim
     queries = config.num_attention_heads * head_dim
     keys = config.num_key_value_heads * head_dim
-    return hidden * (2 * queries + 2 * keys) + 3 * hidden * config.intermediate_size
+    return {
+        "q_proj": (hidden, queries),
+        "k_proj": (hidden, keys),
+        "v_proj": (hidden, keys),
+        "o_proj": (queries, hidden),
+        "gate_proj": (hidden, wide),
+        "up_proj": (hidden, wide),
+        "down_proj": (wide, hidden),
+    }
+
+
+def block_matmul_parameters(config: ModelConfig) -> int:
+    """Weights of one block that enter a matrix product."""
+    return sum(inputs * outputs for inputs, outputs in projections(config).values())
 
 
 def _block_vector_parameters(config: ModelConfig) -> int:
@@ -64,15 +80,65 @@ def matmul_parameters(config: ModelConfig) -> int:
     return config.num_hidden_layers * block_matmul_parameters(config) + head
 
 
-def flops_per_token(config: ModelConfig, sequence_length: int) -> int:
+def flops_per_token(config: ModelConfig, sequence_length: int, lora: Lora | None = None) -> int:
     """Training FLOPs a token, forward and backward.
 
     6 · (matmul parameters, head included) + 12 · L · heads · head_dim · T, the convention of
     PaLM's appendix B, which counts the whole attention square and not the causal half.
+
+    With `lora` the adapters alone learn: 4 · (matmul parameters) + 6 · (adapters' parameters) and
+    the same attention, less what the first block leaves out. Forward, each weight is multiplied
+    once (2). Backward, the product for its own gradient (2) is made for adapters and for nothing
+    else; the one for its input's gradient (2) where that input depends on an adapter. All inputs
+    do but those of the first block that no adapter comes before: `_left_out_by_first_block`.
+    Dequantising a base is no product and is not counted, nor are targets that do not learn left
+    out of the head.
     """
     width = config.num_attention_heads * config.head_dim
     attention = 12 * config.num_hidden_layers * width * sequence_length
-    return 6 * matmul_parameters(config) + attention
+    if lora is None:
+        return 6 * matmul_parameters(config) + attention
+    shapes = projections(config)
+    adapters = lora.rank * sum(sum(shapes[name]) for name in lora.targets)
+    return (
+        4 * matmul_parameters(config)
+        + 6 * config.num_hidden_layers * adapters
+        + attention
+        - _left_out_by_first_block(config, sequence_length, lora)
+    )
+
+
+def without_input_gradient(lora: Lora) -> tuple[str, ...]:
+    """The first block's matrices whose input no adapter comes before. What enters the block is the
+    embedding, which stands still; a residual carries the gradient from one adapter on."""
+    attention = {"q_proj", "k_proj", "v_proj"}
+    found = ["q_proj", "k_proj", "v_proj"]
+    before = set(lora.targets)
+    if not before & attention:
+        found.append("o_proj")
+    if not before & {*attention, "o_proj"}:
+        found += ["gate_proj", "up_proj"]
+    if not before & {*attention, "o_proj", "gate_proj", "up_proj"}:
+        found.append("down_proj")
+    return tuple(found)
+
+
+def _left_out_by_first_block(config: ModelConfig, sequence_length: int, lora: Lora) -> int:
+    """FLOPs a token. Of attention's four products backward, those for the gradients of values, of
+    probabilities, of queries and of keys, each is made where q, k or v learns that needs it."""
+    shapes, learns = projections(config), lora.targets
+    weights = 0
+    for name in without_input_gradient(lora):
+        inputs, outputs = shapes[name]
+        weights += inputs * (outputs + (lora.rank if name in learns else 0))
+    needed = [
+        "v_proj" in learns,
+        "q_proj" in learns or "k_proj" in learns,
+        "q_proj" in learns,
+        "k_proj" in learns,
+    ]
+    width = config.num_attention_heads * config.head_dim
+    return 2 * weights + 2 * needed.count(False) * width * sequence_length
 
 
 def inference_flops_per_token(config: ModelConfig, context_length: int) -> int:

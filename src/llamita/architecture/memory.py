@@ -10,8 +10,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from llamita.architecture.adapter_moments import AdapterMoments
 from llamita.architecture.config import ModelConfig
 from llamita.architecture.counts import num_parameters
+from llamita.architecture.lora import Lora
 from llamita.architecture.moments import (
     BFLOAT16,
     FLOAT32,
@@ -27,6 +29,7 @@ __all__ = [
     "FLOAT32",
     "KEPT_LOGITS_BYTES",
     "MUON_STACK_ELEMENTS",
+    "SCORED_MULTIPLE",
     "WEIGHT_BITS",
     "InferenceMemory",
     "TrainingMemory",
@@ -55,6 +58,10 @@ WEIGHT_BITS: Mapping[str, float] = {
 """Bits of a stored weight with its share of the scales: llama.cpp's block formats (ggml-common.h).
 q8_0 is 32 weights in 34 bytes, one half-precision scale; q4_0 18 bytes; q4_1 20, a minimum too;
 q4_k 256 weights in 144 bytes. int8 and int4 stand for blocks of 32 with one such scale."""
+
+SCORED_MULTIPLE = 128
+"""Tokens that the head works on are filled up to a multiple of this: few shapes for the compiler,
+whatever a batch lets learn."""
 
 SERVING_RUNTIME_BYTES = 512 * 2**20
 """Allowance for what a serving process holds beside weights and cache: its code (0.32 GB for
@@ -98,12 +105,16 @@ def training_memory(
     device_type: str = "cpu",
     compiled: bool = True,
     accumulates: bool = False,
+    lora: Lora | None = None,
+    learning_share: float = 1.0,
 ) -> TrainingMemory:
     """Memory of a training step at its fullest moment: float32 weights, gradients and moments, and
     the rest.
 
     Gradients of the blocks come about while activations go away, so that the two are never whole
-    together, unless gradients of earlier passes stand (`accumulates`).
+    together, unless gradients of earlier passes stand (`accumulates`). With `lora`, weights,
+    gradients and moments are those of the adapters, and `base` is what stands still
+    (architecture/adapter_moments.py).
 
     Args:
         config: the model.
@@ -120,12 +131,19 @@ def training_memory(
             take besides; or `cuda`, where it is of what the allocator hands out.
         compiled: whether blocks and head run through torch.compile, which keeps and makes less.
         accumulates: whether a step has several passes, which add up their gradients.
+        lora: the adapters, where they alone learn.
+        learning_share: of a pass's tokens, the most whose targets learn: the head works on them
+            alone, filled up to a multiple of `SCORED_MULTIPLE`. 1: it works on all.
     """
     tokens = micro_batch_size * sequence_length
-    moments = StepMoments(
+    scored = None
+    if learning_share < 1.0:
+        scored = math.ceil(learning_share * tokens / SCORED_MULTIPLE) * SCORED_MULTIPLE
+    chunk = min(head_chunk_size or head_chunk_tokens(device_type), scored or tokens)
+    step = StepMoments(
         config,
         tokens,
-        min(head_chunk_size or head_chunk_tokens(device_type), tokens),
+        chunk,
         compute_bytes=compute_bytes,
         ranks=ranks,
         muon=muon,
@@ -134,8 +152,11 @@ def training_memory(
         device_type=device_type,
         compiled=compiled,
         accumulates=accumulates,
-    ).all()
-    return max(moments.values(), key=lambda memory: memory.total)
+        scored=scored,
+    )
+    if lora is not None:
+        step = AdapterMoments(**vars(step), lora=lora)
+    return max(step.all().values(), key=lambda memory: memory.total)
 
 
 def inference_memory(

@@ -46,11 +46,12 @@ a device has enough to do with each."""
 class TrainingMemory:
     """Bytes on one device at the fullest moment of a training step, by what holds them.
 
-    weights: float32 masters, this device's share of them. gradients: float32, those that exist at
-    that moment. optimizer: moments. weight_casts: copies of the weights in the compute type.
-    activations: what is kept for the backward pass and what it works with. logits: the head's
-    chunks. average: a running average of the weights. gathered: whole weights and gradients of
-    sharded blocks. overhead: what no tensor holds.
+    weights: float32 masters of what learns, this device's share of them. gradients: float32, those
+    that exist at that moment. optimizer: moments. weight_casts: copies of the weights in the
+    compute type. activations: what is kept for the backward pass and what it works with. logits:
+    the head's chunks. average: a running average of the weights. gathered: whole weights and
+    gradients of sharded blocks. overhead: what no tensor holds. base: weights that stand still, as
+    they are stored. dequantized: a matrix of a quantised base while it is multiplied.
     """
 
     weights: int
@@ -62,6 +63,8 @@ class TrainingMemory:
     average: int = 0
     gathered: int = 0
     overhead: int = 0
+    base: int = 0
+    dequantized: int = 0
 
     @property
     def total(self) -> int:
@@ -102,7 +105,8 @@ def activation_bytes_per_token(
 class StepMoments:
     """A step's setting, by whose moments its memory is counted.
 
-    `tokens` are those of a pass on this device, `chunk` those whose logits stand at a time; see
+    `tokens` are those of a pass on this device, `scored` those of them that the head works on
+    (None: all), `chunk` those whose logits stand at a time; see
     `architecture.memory.training_memory` for the rest.
     """
 
@@ -117,6 +121,7 @@ class StepMoments:
     device_type: str = "cpu"
     compiled: bool = True
     accumulates: bool = False
+    scored: int | None = None
 
     def all(self) -> dict[str, TrainingMemory]:
         """Every moment by name, in their order."""
@@ -226,34 +231,57 @@ class StepMoments:
         waits = self.config.tie_word_embeddings or self.ranks > 1
         return self.vocabulary if waits or not self.accumulates else 0
 
-    # -- moments of a step, in their order ---------------------------------------------------
+    @cached_property
+    def scored_hidden(self) -> int:
+        """Tokens that the head works on × hidden size."""
+        scored = self.tokens if self.scored is None else self.scored
+        return scored * self.config.hidden_size
 
-    def head(self) -> TrainingMemory:
-        """The head's backward pass, some chunks in (model/head.py)."""
-        config, b = self.config, self.compute_bytes
-        activations, casts = self.kept
-        # The last norm is not compiled: input in float32, normed values, what it put out.
-        activations += self.hidden * (FLOAT32 + 2 * b) + self.hidden * b
-        elements = self.chunk * config.vocab_size
-        everything = self.tokens * config.vocab_size * b
-        logits = self.vocabulary * b // FLOAT32 if b < FLOAT32 else 0
+    @cached_property
+    def last_norm_keeps(self) -> int:
+        """It is not compiled: its input in float32, and normed values for its weight's gradient."""
+        return self.hidden * (FLOAT32 + self.compute_bytes)
+
+    @cached_property
+    def chunks(self) -> int:
+        """Of the tokens that the head works on."""
+        return -(-self.scored_hidden // (self.chunk * self.config.hidden_size))
+
+    @cached_property
+    def logits(self) -> tuple[int, int, int, int]:
+        """Bytes of logits that are kept from the forward pass, and, while a chunk is
+        differentiated, of its logits where they are computed again and of what its gradient is made
+        with; and the number of its elements."""
+        b = self.compute_bytes
+        elements = self.chunk * self.config.vocab_size
+        everything = self.scored_hidden // self.config.hidden_size * self.config.vocab_size * b
         keeps = everything <= KEPT_LOGITS_BYTES
-        logits += everything if keeps else 0
-        product = 0 if keeps else elements * b
         # A chunk's gradient. Uncompiled its float32 parts stand too: logits (in float32 the product
         # itself), probabilities, both terms and their sum, and which column is the target.
         made = elements * b
         if not self.compiled:
             made = elements * ((5 if b < FLOAT32 else 4) * FLOAT32 + 1)
+        return (everything, 0, made, elements) if keeps else (0, elements * b, made, elements)
+
+    # -- moments of a step, in their order ---------------------------------------------------
+
+    def head(self) -> TrainingMemory:
+        """The head's backward pass, some chunks in (model/head.py)."""
+        b = self.compute_bytes
+        activations, casts = self.kept
+        # What the norm put out, as far as it is scored, and the gradient of that.
+        activations += self.last_norm_keeps + 2 * self.scored_hidden * b
+        logits = self.vocabulary * b // FLOAT32 if b < FLOAT32 else 0
+        kept, product, made, elements = self.logits
+        logits += kept
         wide = b == FLOAT32 or self.device_type == "cuda"
         share = self.vocabulary if wide else self.vocabulary * b // FLOAT32
-        chunks = -(-self.tokens // self.chunk)
-        if chunks == 1:  # the weight's gradient is its only share, and comes after the chunk's
+        if self.chunks == 1:  # the weight's gradient is its only share, and comes after the chunk's
             narrow = 0 if wide else share
             logits += max(product + made - self.vocabulary, elements * b + narrow)
         else:
             # The chunk before has left its gradient, and its share where that is not the sum.
-            left = 0 if wide and chunks == 2 else share
+            left = 0 if wide and self.chunks == 2 else share
             logits += max(product + made + elements * b + left, elements * b + share + left)
         memory = self._at(self.vocabulary, casts, activations, logits)
         return self._gathering(memory, self.root + 2 * self.whole_block)
@@ -262,7 +290,7 @@ class StepMoments:
         """Its backward pass, uncompiled: four float32 tensors, and one in the compute type."""
         b = self.compute_bytes
         activations, casts = self.kept
-        activations += self.hidden * (FLOAT32 + 2 * b)
+        activations += self.last_norm_keeps + self.hidden * b
         activations += self.hidden * (4 * FLOAT32 + (b if b < FLOAT32 else 0))
         memory = self._at(self.head_gradient, casts, activations)
         return self._gathering(memory, self.root + 2 * self.whole_block)

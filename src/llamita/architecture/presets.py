@@ -109,12 +109,28 @@ _SMOLLM2 = Preset(
     "SmolLM2-135M, arXiv 2502.02737",
 )
 
+_LLAMA2 = Preset(
+    ModelConfig(
+        vocab_size=32000,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        max_position_embeddings=4096,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
+    "llama",
+    "Llama-2-7B, arXiv 2307.09288",
+)
+
 PRESETS: dict[str, Preset] = {
     "llamita-5m": _small(256, 704, 6, 4, 2, 4096, True),
     "llamita-15m": _small(384, 1024, 8, 6, 2, 8192, True),
     "llamita-30m": _small(512, 1408, 8, 8, 2, 8192, False),
     "smollm2-135m": _SMOLLM2,
     "tinyllama-1.1b": _TINYLLAMA,
+    "llama2-7b": _LLAMA2,
     "minicpm-9m": _minicpm(320, 800, 8, 5, 5),
     "minicpm-30m": _minicpm(512, 1280, 12, 8, 8),
     "minicpm-70m": _minicpm(640, 1600, 14, 10, 10),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,28 +140,29 @@ def build_data(
         max_tokens=max_tokens,
     )
     _check_settings(settings, tokenizer, num_workers)
-    _check_out(out)
+    check_out(out)
     report = progress or (lambda _: None)
     listed = list_sources(sources)
-    record = _tokenizer_record(tokenizer)
+    record = tokenizer_record(tokenizer)
     name = name or out.resolve().name
     with exclusive(out, "dataset"):
         manifest = find_reusable(out, listed, record, settings)
         if manifest is not None:
             manifest = relabelled(out, manifest, name, licence)
-            _keep_tokenizer(out / TOKENIZER_DIRECTORY, tokenizer)
+            keep_tokenizer(out / TOKENIZER_DIRECTORY, tokenizer)
             report(_whole(manifest, listed, f"{out} is up to date: nothing changed, reused."))
             return manifest
-        before = _fingerprint_at(out)
+        before = fingerprint_at(out)
         with fresh_directory(building_directory(out)) as directory:
             build = _Build(listed, directory, tokenizer, settings, num_workers, report)
             manifest = build.run(name, licence)
             publish(directory, out)
-        report(_whole(manifest, listed, _built(out, before, manifest)))
+        report(_whole(manifest, listed, built_message(out, before, manifest)))
         return manifest
 
 
-def _built(out: Path, before: str | None, manifest: Manifest) -> str:
+def built_message(out: Path, before: str | None, manifest: Manifest) -> str:
+    """What to say of a build; `before` is the fingerprint of what stood there."""
     if before == manifest.fingerprint:
         return (
             f"{out} was read and built again, since nothing vouched for its sources: the contents "
@@ -170,7 +171,8 @@ def _built(out: Path, before: str | None, manifest: Manifest) -> str:
     return f"{out} is built."
 
 
-def _fingerprint_at(out: Path) -> str | None:
+def fingerprint_at(out: Path) -> str | None:
+    """The fingerprint of the dataset at `out`, if there is one that is whole."""
     try:
         return read_manifest(out).fingerprint
     except UserError:
@@ -295,13 +297,13 @@ class _Build:
         files: Sequence[ReadFile],
         splits: dict[str, SplitRecord],
     ) -> Manifest:
-        tokenizer = _tokenizer_record(self._tokenizer)
+        tokenizer = tokenizer_record(self._tokenizer)
         return Manifest(
             format_version=FORMAT_VERSION,
             name=name,
             created_by=f"llamita {llamita.__version__}",
             fingerprint=fingerprint_of(files, tokenizer, self._settings),
-            sources=_source_records(self._sources, tally, licence),
+            sources=source_records(self._sources, tally.records_of, licence),
             tokenizer=tokenizer,
             settings=self._settings,
             validation_fraction=fraction,
@@ -359,7 +361,8 @@ def _check_settings(settings: BuildSettings, tokenizer: Tokenizer, num_workers: 
     compile_where(settings.where)
 
 
-def _check_out(out: Path) -> None:
+def check_out(out: Path) -> None:
+    """Raise a UserError if `out` is something else than a dataset."""
     if out.is_dir() and not (out / MANIFEST_NAME).exists() and any(out.iterdir()):
         raise UserError(
             f"{out} exists and is not a dataset; name another --out, or remove it yourself."
@@ -384,7 +387,8 @@ def _num_workers(wanted: int | None, sources: SourceList) -> int:
     return cores if streamed else min(cores, math.ceil(size / _SMALL_BYTES))
 
 
-def _tokenizer_record(tokenizer: Tokenizer) -> TokenizerRecord:
+def tokenizer_record(tokenizer: Tokenizer) -> TokenizerRecord:
+    """What a manifest keeps of a tokenizer."""
     return TokenizerRecord(
         fingerprint=tokenizer.fingerprint,
         vocab_size=tokenizer.vocab_size,
@@ -393,7 +397,7 @@ def _tokenizer_record(tokenizer: Tokenizer) -> TokenizerRecord:
     )
 
 
-def _keep_tokenizer(directory: Path, tokenizer: Tokenizer) -> None:
+def keep_tokenizer(directory: Path, tokenizer: Tokenizer) -> None:
     """Write what may differ between tokenizers that make the same tokens."""
     try:
         kept = load_tokenizer(directory)
@@ -406,16 +410,17 @@ def _keep_tokenizer(directory: Path, tokenizer: Tokenizer) -> None:
         tokenizer.save(directory)
 
 
-def _source_records(
-    sources: SourceList, tally: Tally, licence: str | None
+def source_records(
+    sources: SourceList, records_of: Mapping[int, int], licence: str | None
 ) -> tuple[SourceRecord, ...]:
+    """What a manifest keeps of the sources; `records_of` counts the records read of each."""
     return tuple(
         SourceRecord(
             name=name,
             files=sum(file.source == number for file in sources.files),
             bytes=sum(file.size for file in sources.files if file.source == number),
             licence=licence_of(licence, sources.datasets.get(number)),
-            records=tally.records_of[number],
+            records=records_of[number],
             dataset=sources.datasets.get(number),
         )
         for number, name in enumerate(sources.names)

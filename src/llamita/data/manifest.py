@@ -28,7 +28,8 @@ class FileRecord(_Record):
 
 
 class ShardRecord(_Record):
-    """One shard: NAME.ds, NAME.ds.index, NAME.ds.bytes, NAME.ds.metadata."""
+    """One shard: NAME.ds, NAME.ds.index, NAME.ds.bytes, NAME.ds.metadata, and of chats and
+    preferences NAME.ds.learns."""
 
     name: str
     documents: int
@@ -38,7 +39,8 @@ class ShardRecord(_Record):
 
 
 class SplitRecord(_Record):
-    """One split; `text_bytes` counts the UTF-8 bytes of its documents."""
+    """One split; `text_bytes` counts the UTF-8 bytes of its documents, of chats and preferences
+    those of the text that is learnt."""
 
     documents: int
     tokens: int
@@ -106,8 +108,46 @@ class BuildSettings(_Record):
         return values
 
 
+class ChatSettings(_Record):
+    """Settings that decide the tokens of chats and preferences."""
+
+    kind: Literal["chats", "preferences"]
+    template_sha256: str
+    learn: Literal["assistant", "last", "all"]
+    validation: float
+    dedup: bool
+    max_bad_fraction: float
+    max_examples: int | None = None
+    held_out: int = 0
+    """So many sources, the first, are the validation split; 0 where it is taken by hash."""
+
+    def for_fingerprint(self) -> dict[str, Any]:
+        """All settings."""
+        return self.model_dump()
+
+
+Settings = BuildSettings | ChatSettings
+
+
+class ChatRecord(_Record):
+    """How chats or preferences became tokens.
+
+    template: the name of the chat template; its text is in tokenizer/chat_template.jinja.
+    forms: the form that each source was recognised to have.
+    learning_tokens: by split, how many tokens are learnt.
+    wrong: how many rows were left out for which reason.
+    """
+
+    template: str
+    template_sha256: str
+    learn: Literal["assistant", "last", "all"]
+    forms: tuple[str, ...]
+    learning_tokens: dict[str, int]
+    wrong: dict[str, int]
+
+
 class Counts(_Record):
-    """What became of the records read."""
+    """What became of the records read. Of preferences, `documents` counts pairs."""
 
     records: int
     documents: int
@@ -121,7 +161,8 @@ class Counts(_Record):
 class Manifest(_Record):
     """manifest.json. `fingerprint` depends on contents, tokenizer and settings alone: not on time,
     machine paths or number of workers. `cut` says that a bound ended the build before the sources
-    did."""
+    did. `kind` says what a document is: a text, a chat, or one side of a preference (2j chosen,
+    2j + 1 rejected); `chats` is there for the last two."""
 
     format_version: int
     name: str
@@ -129,7 +170,7 @@ class Manifest(_Record):
     fingerprint: str
     sources: tuple[SourceRecord, ...]
     tokenizer: TokenizerRecord
-    settings: BuildSettings
+    settings: Settings
     validation_fraction: float
     token_bytes: int
     counts: Counts
@@ -137,6 +178,8 @@ class Manifest(_Record):
     notes: tuple[str, ...]
     splits: dict[str, SplitRecord]
     cut: bool = False
+    kind: Literal["text", "chats", "preferences"] = "text"
+    chats: ChatRecord | None = None
 
     @property
     def num_tokens(self) -> int:

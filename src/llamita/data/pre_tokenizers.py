@@ -18,8 +18,24 @@ _LLAMA_3 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_RE
 _QWEN_2 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}"
 _GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 _DIGIT = r"\p{N}"
+_QWEN_35 = _QWEN_2.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(
+    r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]"
+)
+_MINICPM_5 = _LLAMA_3.replace(r"\p{N}{1,3}", r"\p{N}+")
+# Words of capitals and small letters (GPT-4o, Mistral's Tekken) as their own tokenizer.json has
+# them. llama.cpp's engine has no classes of case and approximates them, in ASCII.
+_WORD = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+{end}"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*{end}"
+)
+_REST_SLASH = _REST.replace(r"[\r\n]*|", r"[\r\n/]*|", 1)
+_TEKKEN = _WORD.replace("{end}", "") + rf"|\p{{N}}|{_REST_SLASH}"
+_GPT_4O = _WORD.replace("{end}", f"{_CONTRACTIONS}?") + rf"|\p{{N}}{{1,3}}|{_REST_SLASH}"
+_POINTS = r" ?[^(\s|.,!?…。，、।۔،)]+"
+_THREE_DIGITS = "[0-9][0-9][0-9]"
 
-# The expressions are applied in turn, each to the pieces that the one before left.
+# The expressions are applied in turn, each to the pieces that the one before left. These are the
+# ones to train with: `fast_encode` knows each.
 PRE_TOKENIZERS: dict[str, tuple[str, ...]] = {
     "llama-bpe": (_LLAMA_3,),
     "gpt-2": (_GPT_2,),
@@ -27,18 +43,52 @@ PRE_TOKENIZERS: dict[str, tuple[str, ...]] = {
     "smollm": (_DIGIT, _GPT_2),
 }
 
+# The others that models of the architectures read from GGUF name, by llama.cpp's source
+# (src/llama-vocab.cpp, `llm_tokenizer_bpe` and `llama_vocab::impl::load`).
+_SAME = {
+    "llama-bpe": (
+        "llama3", "llama-v3", "falcon3", "pixtral", "midm-2.0", "lfm2", "dbrx", "smaug-bpe", "glm4",
+        "chatglm-bpe",
+    ),
+    "gpt-2": ("phi-2", "mpt", "olmo", "jais", "gigachat", "a.x-4.0", "mellum", "exaone4",
+              "trillion", "granite-docling"),
+    "qwen2": ("deepseek-r1-qwen", "kormo", "stablelm2", "megrez", "hunyuan"),
+    "smollm": ("starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"),
+}  # fmt: skip
+READ_PRE_TOKENIZERS: dict[str, tuple[str, ...]] = {
+    **PRE_TOKENIZERS,
+    **{name: PRE_TOKENIZERS[known] for known, names in _SAME.items() for name in names},
+    "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT_2, r"\p{N}+", _THREE_DIGITS),
+    "falcon": (r"[\p{P}\$\+<=>\^~\|`]+", _GPT_2, _THREE_DIGITS),
+    "deepseek-coder": (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", _DIGIT),
+    "poro-chat": (_POINTS,),
+    "viking": (_POINTS, _DIGIT),
+    "tekken": (_TEKKEN,),
+    "gpt-4o": (_GPT_4O,),
+    "llama4": (_GPT_4O,),
+    "qwen35": (_QWEN_35,),
+    "minicpm5": (r"\p{N}{1,3}", _MINICPM_5),
+}
+# Those whose tokenizers take a word that is a token whole, whatever its merges say.
+IGNORING_MERGES = frozenset(
+    ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "midm-2.0", "lfm2", "tekken",
+     "minicpm5")
+)  # fmt: skip
+# Those that begin a text with BOS unless the file says otherwise.
+ADDING_BOS = IGNORING_MERGES - {"minicpm5"}
+
 # The same splits as other tokenizer.json files spell them: Llama 3 and Qwen 2 write the
 # contractions with (?i:...); GPT-2's expression has a last alternative that changes no split.
 _CONTRACTIONS_FOLDED = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 
 
 def make_pre_tokenizer(name: str) -> tokenizers.pre_tokenizers.PreTokenizer:
-    """The `tokenizers` object for one of `PRE_TOKENIZERS`."""
+    """The `tokenizers` object for one of `READ_PRE_TOKENIZERS`."""
     from tokenizers import Regex, pre_tokenizers
 
     splits = [
         pre_tokenizers.Split(Regex(expression), behavior="isolated")
-        for expression in PRE_TOKENIZERS[name]
+        for expression in READ_PRE_TOKENIZERS[name]
     ]
     return pre_tokenizers.Sequence(
         [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]

@@ -13,9 +13,9 @@ from llamita.data.dataset_sources import SourceDataset
 from llamita.data.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
-    BuildSettings,
     DatasetRecord,
     Manifest,
+    Settings,
     TokenizerRecord,
     digest_of,
 )
@@ -58,7 +58,7 @@ class ReadFile:
 
 
 def fingerprint_of(
-    files: Sequence[ReadFile], tokenizer: TokenizerRecord, settings: BuildSettings
+    files: Sequence[ReadFile], tokenizer: TokenizerRecord, settings: Settings
 ) -> str:
     """SHA-256 (hex) over names and contents of the files, the tokenizer and the settings."""
     return digest_of(
@@ -79,7 +79,7 @@ def listing_text(files: Sequence[ReadFile]) -> str:
 
 
 def find_reusable(
-    out: Path, sources: SourceList, tokenizer: TokenizerRecord, settings: BuildSettings
+    out: Path, sources: SourceList, tokenizer: TokenizerRecord, settings: Settings
 ) -> Manifest | None:
     """The manifest of `out` if building again would give the same, else `None`.
 

@@ -42,19 +42,29 @@ class SplitWriter:
     """Writes one split as shards NAME-00000.ds, NAME-00001.ds ...; a document is never divided.
 
     A shard ends with the document that brings it to `shard_tokens`. `tokenizer_name` goes into the
-    .metadata file, as datatrove writes it.
+    .metadata file, as datatrove writes it. With `marks`, .ds.learns says of each token whether it
+    is learnt.
     """
 
     def __init__(
-        self, directory: Path, name: str, token_bytes: int, shard_tokens: int, tokenizer_name: str
+        self,
+        directory: Path,
+        name: str,
+        token_bytes: int,
+        shard_tokens: int,
+        tokenizer_name: str,
+        *,
+        marks: bool = False,
     ) -> None:
         self._directory = directory
         self._name = name
         self._token_bytes = token_bytes
+        self.dtype = np.dtype("<u2" if token_bytes == 2 else "<u4")
         self._shard_tokens = shard_tokens
         self._tokenizer_name = tokenizer_name
+        self._endings = ("", ".index", ".bytes", *((".learns",) if marks else ()))
         self._shards: list[ShardRecord] = []
-        self._files: tuple[_HashedFile, _HashedFile, _HashedFile] | None = None
+        self._files: tuple[_HashedFile, ...] | None = None
         self._tokens = self._documents = self._text_bytes = 0
 
     def __enter__(self) -> SplitWriter:
@@ -75,9 +85,15 @@ class SplitWriter:
         return self._tokens + sum(shard.tokens for shard in self._shards)
 
     def write(
-        self, tokens: NDArray[Any], lengths: NDArray[np.int64], text_bytes: NDArray[np.int64]
+        self,
+        tokens: NDArray[Any],
+        lengths: NDArray[np.int64],
+        text_bytes: NDArray[np.int64],
+        learns: NDArray[np.bool_] | None = None,
     ) -> None:
-        """Append documents: their tokens joined, the length and text bytes of each."""
+        """Append documents: their tokens joined, the length and text bytes of each, and with
+        `marks` which of the tokens are learnt."""
+        assert (learns is not None) == (".learns" in self._endings), "marks go with `marks`"
         ends = np.cumsum(lengths)
         first, start = 0, 0
         while first < len(lengths):
@@ -86,7 +102,8 @@ class SplitWriter:
             last = int(np.searchsorted(ends, start + room, side="left")) + 1
             last = min(last, len(lengths))
             end = int(ends[last - 1])
-            self._append(tokens[start:end], ends[first:last] - start, text_bytes[first:last])
+            marks = None if learns is None else learns[start:end]
+            self._append(tokens[start:end], ends[first:last] - start, text_bytes[first:last], marks)
             if self._tokens >= self._shard_tokens:
                 self._end_shard()
             first, start = last, end
@@ -103,18 +120,22 @@ class SplitWriter:
         )
 
     def _append(
-        self, tokens: NDArray[Any], ends: NDArray[np.int64], text_bytes: NDArray[np.int64]
+        self,
+        tokens: NDArray[Any],
+        ends: NDArray[np.int64],
+        text_bytes: NDArray[np.int64],
+        learns: NDArray[np.bool_] | None,
     ) -> None:
         if self._files is None:
             stem = self._directory / f"{self._name}-{len(self._shards):05d}.ds"
-            self._files = (
-                _HashedFile(stem),
-                _HashedFile(stem.with_name(stem.name + ".index")),
-                _HashedFile(stem.with_name(stem.name + ".bytes")),
+            self._files = tuple(
+                _HashedFile(stem.with_name(stem.name + ending)) for ending in self._endings
             )
         self._files[0].write(tokens.tobytes())
         self._files[1].write((ends + self._tokens).astype("<u8").tobytes())
         self._files[2].write(text_bytes.astype("<u8").tobytes())
+        if learns is not None:
+            self._files[3].write(learns.astype("u1").tobytes())
         self._tokens += len(tokens)
         self._documents += len(ends)
         self._text_bytes += int(text_bytes.sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,12 +12,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llamita.data.build import TOKENIZER_DIRECTORY
-from llamita.data.manifest import Manifest, SourceRecord, SplitRecord
+from llamita.data.manifest import (
+    BuildSettings,
+    Counts,
+    Manifest,
+    SourceRecord,
+)
+from llamita.data.packed_stream import PackedStream
 from llamita.data.shards import Dataset, TokenStream, open_dataset
 from llamita.data.tokenizer import Tokenizer, load_tokenizer
 from llamita.errors import UserError
 
 _MARK = re.compile("⟨[^⟨⟩\n]*⟩")
+# Round what is learnt of an example.
+_LEARNS, _ENDS = "▸", "◂"
+_HEADING = "── "
+_LEARNT = {
+    "assistant": "the assistant's turns",
+    "last": "the assistant's last turn",
+    "all": "everything",
+}
 
 
 def describe_data(
@@ -36,9 +51,10 @@ def describe_data(
         weights: shares of a mixture, one a dataset, of any sum.
         tokens: a budget of training tokens: says how many epochs of each dataset it takes (by
             `weights`, or by size).
-        samples: how many places to show of each dataset: the end of one training document and the
-            start of the next, special tokens written as ⟨s⟩.
-        sample_tokens: tokens shown at each place.
+        samples: how many places to show of each dataset: of text, the end of one training document
+            and the start of the next; of chats and preferences, an example, with what is learnt
+            of it between ▸ and ◂. Special tokens are written as ⟨s⟩.
+        sample_tokens: tokens shown at each place, or of each side of a preference.
         seed: of the choice of places.
         tokenizer: for decoding; the one that the dataset keeps by default.
 
@@ -76,7 +92,8 @@ def show_data(
     seed: int = 0,
     tokenizer: Tokenizer | None = None,
 ) -> list[str]:
-    """Print `describe_data` (same arguments) with special tokens in colour; returns its lines."""
+    """Print `describe_data` (same arguments), on a terminal with special tokens and what is learnt
+    in colour; returns its lines."""
     from rich.console import Console
     from rich.text import Text
 
@@ -90,8 +107,14 @@ def show_data(
         tokenizer=tokenizer,
     )
     console = Console(highlight=False)
+    learns = False
     for line in lines:
         text = Text(line)
+        learns = learns and not line.startswith(_HEADING)
+        for part in re.finditer(f"[{_LEARNS}{_ENDS}]|[^{_LEARNS}{_ENDS}]+", line):
+            learns = part.group() == _LEARNS or (learns and part.group() != _ENDS)
+            if learns:
+                text.stylize("green", *part.span())
         text.highlight_regex(_MARK.pattern, "bold magenta")
         console.print(text, soft_wrap=True)
     return lines
@@ -135,8 +158,9 @@ def _tree(dataset: Dataset, share: float | None, tokens: float | None) -> list[s
             epochs = share * tokens / max(dataset.train.num_tokens, 1)
             head += f" of {tokens:,.0f} tokens = {share * tokens:,.0f}, {epochs:.2f} epochs"
     lines = [head]
-    splits = [(name, split) for name, split in manifest.splits.items() if split.documents]
-    lines += [f"├─ {name}: {_split_line(split)}" for name, split in splits]
+    for name, split in manifest.splits.items():
+        if split.documents:
+            lines.append(f"├─ {name}: {_split_line(manifest, name)}")
     lines.append(f"├─ {_made_of(manifest)}")
     for number, source in enumerate(manifest.sources):
         turn = "└─" if number == len(manifest.sources) - 1 else "├─"
@@ -157,17 +181,51 @@ def _source_line(source: SourceRecord) -> str:
     return f"{source.name}: {', '.join(parts)}"
 
 
-def _split_line(split: SplitRecord) -> str:
+def split_contents(manifest: Manifest, name: str) -> str:
+    """How much a split of chats or preferences holds, and how much of that is learnt."""
+    assert manifest.chats is not None
+    split, learnt = manifest.splits[name], manifest.chats.learning_tokens[name]
+    pairs = manifest.kind == "preferences"
+    what = f"{split.documents // 2:,} pairs" if pairs else f"{split.documents:,} chats"
+    share = learnt / max(split.tokens, 1)
+    return f"{split.tokens:,} tokens, {share:.1%} of them learnt · {what}"
+
+
+def what_is_learnt(manifest: Manifest) -> str:
+    """The chat template, and what of a chat or a pair is learnt, in words."""
+    assert manifest.chats is not None
+    learnt = "the answers" if manifest.kind == "preferences" else _LEARNT[manifest.chats.learn]
+    return f"chat template {manifest.chats.template}; learnt: {learnt}"
+
+
+def _split_line(manifest: Manifest, name: str) -> str:
+    split = manifest.splits[name]
+    shards = f"{len(split.shards)} shard{'s'[: len(split.shards) != 1]}"
+    if manifest.kind != "text":
+        return f"{split_contents(manifest, name)} · {shards}"
     return (
         f"{split.tokens:,} tokens · {split.documents:,} documents · {_bytes(split.text_bytes)} of "
-        f"text · {split.text_bytes / max(split.tokens, 1):.2f} bytes/token · "
-        f"{len(split.shards)} shard{'s'[: len(split.shards) != 1]}"
+        f"text · {split.text_bytes / max(split.tokens, 1):.2f} bytes/token · {shards}"
     )
 
 
 def _made_of(manifest: Manifest) -> str:
     counts = manifest.counts
-    left_out = [
+    if manifest.chats is not None:
+        how = f"{'; '.join(manifest.chats.forms)}; {what_is_learnt(manifest)}"
+    else:
+        assert isinstance(manifest.settings, BuildSettings)
+        ends = (("BOS", manifest.settings.bos), ("EOS", manifest.settings.eos))
+        around = [name for name, on in ends if on]
+        how = f"around each document: {' and '.join(around) or 'nothing'}"
+    return (
+        f"{counts.records:,} records, left out: {_left_out(counts)}; {how}; tokenizer "
+        f"{manifest.tokenizer.fingerprint[:12]} of {manifest.tokenizer.vocab_size:,}"
+    )
+
+
+def _left_out(counts: Counts) -> str:
+    found = [
         f"{count:,} {what}"
         for count, what in (
             (counts.duplicates, "duplicates"),
@@ -178,14 +236,7 @@ def _made_of(manifest: Manifest) -> str:
         )
         if count
     ]
-    around = [
-        name for name, on in (("BOS", manifest.settings.bos), ("EOS", manifest.settings.eos)) if on
-    ]
-    return (
-        f"{counts.records:,} records, left out: {', '.join(left_out) or 'none'}; around each "
-        f"document: {' and '.join(around) or 'nothing'}; tokenizer "
-        f"{manifest.tokenizer.fingerprint[:12]} of {manifest.tokenizer.vocab_size:,}"
-    )
+    return ", ".join(found) or "none"
 
 
 def _branch(body: Sequence[str], *, last: bool) -> Iterator[str]:
@@ -197,15 +248,57 @@ def _branch(body: Sequence[str], *, last: bool) -> Iterator[str]:
 def _samples(
     dataset: Dataset, tokenizer: Tokenizer, samples: int, size: int, generator: np.random.Generator
 ) -> Iterator[str]:
-    stream = dataset.train
-    chosen = generator.choice(
-        stream.num_documents, size=min(samples, stream.num_documents), replace=False
-    )
-    for number in sorted(chosen.tolist()):
+    stream, name = dataset.train, dataset.manifest.name
+    if isinstance(stream, PackedStream):
+        yield from _example_samples(dataset, stream, tokenizer, samples, size, generator)
+        return
+    for number in _some(stream.num_documents, samples, generator):
         following = f" and {number + 1}" if number + 1 < stream.num_documents else ""
         yield ""
-        yield f"── {dataset.manifest.name}, training document {number}{following}"
+        yield f"{_HEADING}{name}, training document {number}{following}"
         yield from mark_specials(_around_end(stream, number, size), tokenizer).splitlines()
+
+
+def _example_samples(
+    dataset: Dataset,
+    stream: PackedStream,
+    tokenizer: Tokenizer,
+    samples: int,
+    size: int,
+    generator: np.random.Generator,
+) -> Iterator[str]:
+    name = dataset.manifest.name
+    pairs = dataset.manifest.kind == "preferences"
+    for number in _some(stream.num_documents // (2 if pairs else 1), samples, generator):
+        sides = [("pair", 2 * number, ": chosen"), ("pair", 2 * number + 1, ": rejected")]
+        for what, document, side in sides if pairs else [("chat", number, "")]:
+            yield ""
+            yield f"{_HEADING}{name}, training {what} {number}{side}"
+            text = _mark_learning(
+                stream.document(document), stream.learns(document), tokenizer, size
+            )
+            yield from text.splitlines()
+
+
+def _some(total: int, wanted: int, generator: np.random.Generator) -> list[int]:
+    chosen: list[int] = generator.choice(total, size=min(wanted, total), replace=False).tolist()
+    return sorted(chosen)
+
+
+def _mark_learning(
+    tokens: NDArray[Any], learns: NDArray[np.bool_], tokenizer: Tokenizer, size: int
+) -> str:
+    """Up to `size` tokens with what is learnt between marks, half of them from before its
+    beginning where all have no room."""
+    first = max(0, min(int(np.argmax(learns)) - size // 2, len(tokens) - size))
+    cut = first + size < len(tokens)
+    tokens, learns = tokens[first : first + size], learns[first : first + size]
+    pieces = ["…"] if first else []
+    edges = [0, *(np.flatnonzero(np.diff(learns)) + 1).tolist(), len(tokens)]
+    for start, stop in itertools.pairwise(edges):
+        text = mark_specials(tokens[start:stop], tokenizer)
+        pieces.append(f"{_LEARNS}{text}{_ENDS}" if learns[start] else text)
+    return "".join(pieces) + ("…" if cut else "")
 
 
 def _around_end(stream: TokenStream, number: int, size: int) -> NDArray[Any]:

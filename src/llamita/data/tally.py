@@ -123,13 +123,17 @@ class Tally:
 def raised_fraction(tally: Tally) -> float:
     """The least fraction that holds out ten documents (a tenth of them, where there are fewer than
     a hundred), found from the smallest hashes."""
-    keys = tally.smallest_keys
-    if len(keys) < 2:
+    if len(tally.smallest_keys) < 2:
         raise UserError(
             f"{tally.documents} documents cannot be divided into training and validation; give "
             "more text, smaller --block-bytes, or --validation 0."
         )
-    wanted = min(_WANTED_VALIDATION_DOCUMENTS, max(1, tally.documents // 10), len(keys) - 1)
+    return fraction_holding_ten(tally.smallest_keys, tally.documents)
+
+
+def fraction_holding_ten(keys: NDArray[np.uint64], documents: int) -> float:
+    """The same, of the smallest split keys in order, two or more, and the number of documents."""
+    wanted = min(_WANTED_VALIDATION_DOCUMENTS, max(1, documents // 10), len(keys) - 1)
     # Half way to the next hash: rounding to a double cannot cross it.
     return (float(keys[wanted - 1]) / 2 + float(keys[wanted]) / 2) / 2.0**64
 

@@ -72,6 +72,13 @@ class Tokenizer:
         return _backend(self._json)
 
     @cached_property
+    def _placing(self) -> tokenizers.Tokenizer:
+        """Without a post-processor of GPT-2's kind, which cuts spaces off the places of tokens."""
+        if "trim_offsets" not in json.dumps(self._json.get("post_processor")):
+            return self._prompt
+        return _backend({**self._json, "post_processor": None})
+
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of tokenizer.json's meaning: layout and key order do not change it."""
         canonical = json.dumps(self._json, sort_keys=True, separators=(",", ":"))
@@ -94,6 +101,15 @@ class Tokenizer:
     def encode_chat(self, text: str) -> list[int]:
         """Ids of a rendered chat template: special strings are special, nothing is added."""
         return list(self._prompt.encode(text, add_special_tokens=False).ids)
+
+    def encode_chats(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """`encode_chat` of each text, on all cores, and where in the text each token lies.
+
+        Places are (start, stop) in characters, spaces that belong to a token included. Tokens of
+        parts of one character all have that character's place.
+        """
+        found = self._placing.encode_batch(list(texts), add_special_tokens=False)
+        return [(encoding.ids, encoding.offsets) for encoding in found]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """The text of `ids`."""

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from llamita.data.batch import Batch
+from llamita.data.packed_stream import PackedStream
 from llamita.data.shards import TokenStream
 from llamita.model.decoder import IGNORE, Decoder, TokenScores
 
@@ -19,6 +21,24 @@ class HeldOut:
 
     tokens: npt.NDArray[np.int64]
     num_bytes: int
+
+    @property
+    def num_predicted(self) -> int:
+        """Every token but the first."""
+        return max(0, len(self.tokens) - 1)
+
+
+@dataclass(frozen=True)
+class HeldOutRows:
+    """Packed conversations in passes of equal shape, and the UTF-8 bytes of the text that learns in
+    them."""
+
+    batches: tuple[Batch, ...]
+    num_bytes: int
+
+    @property
+    def num_predicted(self) -> int:
+        return sum(int((batch.targets != IGNORE).sum()) for batch in self.batches)
 
 
 @dataclass(frozen=True)
@@ -59,6 +79,47 @@ def held_out(stream: TokenStream, max_tokens: int | None = None) -> HeldOut:
     return HeldOut(np.concatenate(parts) if parts else np.empty(0, np.int64), num_bytes)
 
 
+def held_out_rows(
+    stream: PackedStream, sequence_length: int, rows: int, max_tokens: int
+) -> HeldOutRows:
+    """Rows from the front of a split until they hold `max_tokens`, `rows` to a pass.
+
+    The last pass is filled up with rows in which no target counts.
+    """
+    chosen = stream.held_out_rows(sequence_length, max_tokens)
+    batches = []
+    for start in range(0, len(chosen), rows):
+        part = chosen[start : start + rows]
+        filled = np.concatenate((part, np.repeat(part[:1], rows - len(part))))
+        batch = Batch.of(stream.rows(filled, sequence_length))
+        batch.targets[len(part) :] = IGNORE
+        batches.append(batch)
+    return HeldOutRows(tuple(batches), stream.learning_bytes(chosen, sequence_length))
+
+
+@torch.no_grad()
+def score_rows(model: Decoder, held: HeldOutRows) -> Score:
+    """Score every target that counts."""
+    device = next(model.parameters()).device
+    total = torch.zeros((), dtype=torch.float64)
+    for batch in held.batches:
+        total -= score_batch(model, batch.to(device)).log_probs.cpu().double().sum()
+    return Score(float(total), held.num_predicted, held.num_bytes)
+
+
+def score_batch(model: Decoder, batch: Batch) -> TokenScores:
+    """A model's scores of a batch's targets."""
+    scores = model(
+        batch.tokens,
+        batch.targets,
+        positions=batch.positions,
+        documents=batch.documents,
+        scored=batch.scored,
+    )
+    assert isinstance(scores, TokenScores)
+    return scores
+
+
 @torch.no_grad()
 def score_text(
     model: Decoder,
@@ -82,8 +143,8 @@ def score_text(
     """
     stride = stride or sequence_length
     assert 0 < stride <= sequence_length, "windows would leave tokens out"
-    num_predicted = len(text.tokens) - 1
-    if num_predicted < 1:
+    num_predicted = text.num_predicted
+    if not num_predicted:
         return Score(0.0, 0, text.num_bytes)
     num_windows = 1 + max(0, -(-(num_predicted - sequence_length) // stride))
     num_passes = -(-num_windows // rows)

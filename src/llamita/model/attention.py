@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llamita.model import blocked_attention
+from llamita.model.document_attention import DocumentStarts, document_attention
 
 
 def document_mask(documents: Tensor) -> Tensor:
@@ -41,12 +42,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Any = None
         k: (B, kv_heads, S, D) with S >= T; the queries are the last T of the S positions.
         v: as `k`.
         scale: q·k is multiplied by it.
-        mask: None for causal; a boolean (B, 1, T, S), true where a query may look; or a
-            flex_attention `BlockMask` (T = S).
+        mask: None for causal; a boolean (B, 1, T, S), true where a query may look; a
+            flex_attention `BlockMask` (T = S); or `DocumentStarts`, on the CPU (T = S).
 
     Returns:
         (B, heads, T, D) in the type of `q`.
     """
+    if isinstance(mask, DocumentStarts):
+        return document_attention(q, k, v, mask, scale=scale)
     # Branches, here and below: SDPA refuses what a comparison of symbolic sizes is, a SymBool.
     grouped = False
     if q.shape[1] != k.shape[1]:
@@ -57,8 +60,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Any = None
         out = flex_attention(q, k, v, block_mask=mask, scale=scale, enable_gqa=grouped)
         assert isinstance(out, Tensor)
         return out
-    if blocked_attention.applies(q, k, mask):
-        return blocked_attention.blocked_attention(q, k, v, scale=scale, mask=mask)
+    if mask is None and blocked_attention.applies(q, k):
+        return blocked_attention.blocked_attention(q, k, v, scale=scale)
     length, held = q.shape[2], k.shape[2]
     causal = False
     if mask is None and length == held:

@@ -19,7 +19,7 @@ BLOCK = 128  # 64 is as fast, 256 slower (the causal half of a block is computed
 MAX_LENGTH = 4096  # the loop is unrolled when compiled: 32 blocks at most
 
 
-def applies(q: Tensor, k: Tensor, mask: Any) -> bool:
+def applies(q: Tensor, k: Tensor) -> bool:
     """Whether these shapes, types and circumstances are those this module is for."""
     length = q.shape[2]
     return (
@@ -29,33 +29,25 @@ def applies(q: Tensor, k: Tensor, mask: Any) -> bool:
         and length == k.shape[2]
         and BLOCK <= length <= MAX_LENGTH
         and length % BLOCK == 0
-        and (mask is None or isinstance(mask, Tensor))
     )
 
 
-def _allowed(
-    rows: int, seen: int, visible: Tensor | None, heads: int, device: torch.device
-) -> Tensor:
-    """Which of E keys each of R queries may look at: (R, E), or (G, R, E) of a mask (G, K, E)."""
-    if visible is None:
-        queries = seen - rows // heads + torch.arange(rows, device=device) // heads
-        return queries[:, None] >= torch.arange(seen, device=device)
-    return visible[:, :, None].expand(-1, -1, heads, -1).reshape(len(visible), rows, seen)
+def _allowed(rows: int, seen: int, heads: int, device: torch.device) -> Tensor:
+    """Which of E keys each of R queries may look at: (R, E)."""
+    queries = seen - rows // heads + torch.arange(rows, device=device) // heads
+    return queries[:, None] >= torch.arange(seen, device=device)
 
 
 class _Blocked(torch.autograd.Function):
-    """q and out (n, G, R, D), k and v (G, T, D), mask None or (G, T, T)."""
+    """q and out (n, G, R, D), k and v (G, T, D)."""
 
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, heads: int
-    ) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, heads: int) -> Tensor:
         size = q.shape[2] // heads
         outs, normalizers = [], []
         for block in range(q.shape[0]):
             end = (block + 1) * size
-            visible = None if mask is None else mask[:, end - size : end, :end]
-            allowed = _allowed(q.shape[2], end, visible, heads, q.device)
+            allowed = _allowed(q.shape[2], end, heads, q.device)
             products = torch.bmm(q[block], k[:, :end].transpose(1, 2)).float()
             scores = torch.where(allowed, products * scale, -torch.inf)
             top = scores.amax(dim=-1, keepdim=True)
@@ -65,7 +57,7 @@ class _Blocked(torch.autograd.Function):
             outs.append(torch.bmm(probabilities, v[:, :end]))
             normalizers.append(top + total.log())
         out = torch.stack(outs)
-        ctx.save_for_backward(q, k, v, mask, out, torch.stack(normalizers))
+        ctx.save_for_backward(q, k, v, out, torch.stack(normalizers))
         ctx.constants = (scale, heads)
         return out
 
@@ -77,7 +69,7 @@ class _Blocked(torch.autograd.Function):
         is kept. They are computed as (G, E, R): were it the forward's product, the compiler would
         recognise it and keep all scores from there, in float32.
         """
-        q, k, v, mask, out, normalizers = ctx.saved_tensors
+        q, k, v, out, normalizers = ctx.saved_tensors
         scale, heads = ctx.constants
         size = q.shape[2] // heads
         grad = grads[0]
@@ -88,8 +80,7 @@ class _Blocked(torch.autograd.Function):
         q_grads = []
         for block in range(q.shape[0]):
             end = (block + 1) * size
-            visible = None if mask is None else mask[:, end - size : end, :end]
-            allowed = _allowed(q.shape[2], end, visible, heads, q.device).transpose(-2, -1)
+            allowed = _allowed(q.shape[2], end, heads, q.device).transpose(-2, -1)
             keys = k[:, :end].contiguous()  # once, or each product would copy it
             products = torch.bmm(keys, q[block].transpose(1, 2)).float()
             scores = torch.where(allowed, products * scale, -torch.inf)
@@ -99,11 +90,11 @@ class _Blocked(torch.autograd.Function):
             q_grads.append(torch.bmm(score_grad.transpose(1, 2), keys))
             k_grad[:, :end] += torch.bmm(score_grad, q[block])
             v_grad[:, :end] += torch.bmm(probabilities.to(q.dtype), grad[block])
-        return torch.stack(q_grads), k_grad.to(k.dtype), v_grad.to(v.dtype), None, None, None
+        return torch.stack(q_grads), k_grad.to(k.dtype), v_grad.to(v.dtype), None, None
 
 
 def blocked_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Tensor | None = None, block: int = BLOCK
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float, block: int = BLOCK
 ) -> Tensor:
     """Causal grouped-query attention over whole rows.
 
@@ -112,8 +103,6 @@ def blocked_attention(
         k: (B, kv_heads, T, D).
         v: as `k`.
         scale: q·k is multiplied by it.
-        mask: None for causal; or a boolean (B, 1, T, T), true where a query may look, never
-            ahead of itself.
         block: queries of a block.
 
     Returns:
@@ -123,13 +112,10 @@ def blocked_attention(
     groups, per_group, blocks = k.shape[1], heads // k.shape[1], length // block
     # (B, kv, g, n, K, D) to (n, B, kv, K, g, D): each block of a group is one contiguous matrix
     laid = q.reshape(rows, groups, per_group, blocks, block, dim).permute(3, 0, 1, 4, 2, 5)
-    if mask is not None:
-        mask = mask.expand(rows, groups, length, length).reshape(rows * groups, length, length)
     out: Tensor = _Blocked.apply(  # type: ignore[no-untyped-call]
         laid.reshape(blocks, rows * groups, block * per_group, dim),
         k.reshape(rows * groups, length, dim),
         v.reshape(rows * groups, length, dim),
-        mask,
         scale,
         per_group,
     )

@@ -17,6 +17,7 @@ from llamita.architecture.config import ModelConfig
 from llamita.architecture.memory import head_chunk_tokens
 from llamita.model.attention import attention, document_blocks, document_mask
 from llamita.model.cache import KeyValueCache
+from llamita.model.document_attention import document_starts
 from llamita.model.head import IGNORE, HeadFunctions, target_log_probs
 from llamita.model.rope import rotary_tables, rotate
 
@@ -196,6 +197,7 @@ class Decoder(nn.Module):
         *,
         positions: Tensor | None = None,
         documents: Tensor | None = None,
+        scored: Tensor | None = None,
         cache: KeyValueCache | None = None,
         logits_to_keep: int = 0,
     ) -> TokenScores | Tensor:
@@ -206,24 +208,33 @@ class Decoder(nn.Module):
             targets: (B, T) int64, `IGNORE` where none counts.
             positions: (T,) or (B, T); by default they count on from the cache's length.
             documents: (B, T) number of each token's document; attention stays inside equal ones.
+            scored: (K,) places, in the flattened B·T, of all targets that count; the head works on
+                those alone. By default it works on all.
             cache: filled with these tokens and advanced; the tokens attend to what it holds.
             logits_to_keep: without targets, only the last so many positions; 0 means all.
 
         Returns:
             `TokenScores` with targets; without, logits (B, T or logits_to_keep, V) in float32.
         """
-        hidden = self._hidden(tokens, positions, documents, cache)
+        hidden = self._hidden(tokens, positions, documents, cache, targets)
         if targets is None:
             return self._logits(hidden[:, -logits_to_keep:])
+        flat, wanted = hidden.flatten(0, 1), targets.flatten()
+        if scored is not None:
+            flat, wanted = _picked(flat, wanted, scored)
         log_probs, normalizers = target_log_probs(
-            hidden.flatten(0, 1),
+            flat,
             self.head_weight,
-            targets.flatten(),
+            wanted,
             vocab_size=self.config.vocab_size,
             logits_scaling=self.config.logits_scaling,
             chunk_size=self.head_chunk_size,
             functions=self.head_functions,
         )
+        if scored is not None:
+            count, size = len(scored), targets.numel()
+            log_probs = log_probs.new_zeros(size).index_copy(0, scored, log_probs[:count])
+            normalizers = normalizers.new_zeros(size).index_copy(0, scored, normalizers[:count])
         return TokenScores(log_probs.view_as(targets), normalizers.view_as(targets))
 
     def _hidden(
@@ -232,8 +243,12 @@ class Decoder(nn.Module):
         positions: Tensor | None,
         documents: Tensor | None,
         cache: KeyValueCache | None,
+        targets: Tensor | None = None,
     ) -> Tensor:
-        """(B, T) to the normed last hidden state (B, T, H) in `compute_dtype`."""
+        """(B, T) to the normed last hidden state (B, T, H) in `compute_dtype`.
+
+        With targets it holds only where it can bear on one that counts.
+        """
         assert documents is None or cache is None, "document masks are for whole rows"
         start, length = (0 if cache is None else cache.length), tokens.shape[1]
         end = None
@@ -241,19 +256,22 @@ class Decoder(nn.Module):
             positions = torch.arange(start, start + length, device=tokens.device)
             end = start + length
         rotary = rotary_tables(self.config, positions, end)
-        mask = None
-        if documents is not None:
+        mask: Any = None
+        if documents is not None and documents.device.type == "cpu":
+            mask = document_starts(documents, None if targets is None else targets != IGNORE)
+        elif documents is not None:
             mask = (document_blocks if self.flex_documents else document_mask)(documents)
         x = self.model.embed_tokens(tokens)
         if self.config.embedding_multiplier != 1.0:
             x = x * self.config.embedding_multiplier
         x = x.to(self.compute_dtype)
         forgetful = self.checkpoint_blocks and cache is None and torch.is_grad_enabled()
+        # What is computed again must be of the same dropout.
+        draws = forgetful and draws_random_numbers(self)
         for layer, block in enumerate(self.model.layers):
             if forgetful:
-                # No random numbers are drawn inside a block: there is no state to put back.
                 x = checkpoint(
-                    block, x, rotary, mask, use_reentrant=False, preserve_rng_state=False
+                    block, x, rotary, mask, use_reentrant=False, preserve_rng_state=draws
                 )
             else:
                 x = block(x, rotary, mask, cache, layer)
@@ -265,6 +283,24 @@ class Decoder(nn.Module):
     def _logits(self, hidden: Tensor) -> Tensor:
         logits = F.linear(hidden, self.head_weight.to(hidden.dtype)).float()
         return logits[..., : self.config.vocab_size] / self.config.logits_scaling
+
+
+_PICKED_MULTIPLE = 128
+"""Tokens that the head works on are filled up to a multiple of this: few shapes, whatever a batch
+lets learn."""
+
+
+def _picked(hidden: Tensor, targets: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, H) and (N,) to those at `places`, filled up with ignored ones."""
+    missing = max(1, -(-len(places) // _PICKED_MULTIPLE)) * _PICKED_MULTIPLE - len(places)
+    chosen = F.pad(places, (0, missing))
+    wanted = F.pad(targets[places], (0, missing), value=IGNORE)
+    return hidden[chosen], wanted
+
+
+def draws_random_numbers(model: nn.Module) -> bool:
+    """Whether a forward pass that is differentiated draws any: dropout of some adapter."""
+    return any(getattr(module, "dropout", 0) > 0 for module in model.modules())
 
 
 def compile_model(model: Decoder, **options: Any) -> None:

@@ -6,25 +6,24 @@ Nothing that a checkpoint contains is ever executed: pickles are read as weights
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from llamita.architecture.config import ModelConfig
+from llamita.architecture.lora import Quantization
 from llamita.errors import UserError
-from llamita.model.decoder import Decoder
+from llamita.model.adapter_directory import is_adapter
+from llamita.model.adapters import freeze_to, frozen_dtype
+from llamita.model.decoder import Decoder, Linear
+from llamita.model.quantized import projections, quantize_base, quantize_projection
 from llamita.model.records import read_config as read_config
-from llamita.model.records import read_json
+from llamita.model.weight_files import SAFETENSORS, WEIGHT_FILES, StoredWeights, weight_files
 
-SAFETENSORS = "model.safetensors"
-PICKLE = "pytorch_model.bin"
-WEIGHT_FILES = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLE, f"{PICKLE}.index.json")
 MAX_SHARD_BYTES = 5_000_000_000
 _VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 _DTYPE_NAMES = {
@@ -35,71 +34,19 @@ _DTYPE_NAMES = {
 _LISTED = 8  # names shown of each kind in an error, so that it stays readable
 
 
-def _weight_files(directory: Path) -> list[Path]:
-    """The files that hold the weights; safetensors are preferred to pickles."""
-    for name in (SAFETENSORS, PICKLE):
-        if (directory / name).is_file():
-            return [directory / name]
-        index = directory / f"{name}.index.json"
-        if not index.is_file():
-            continue
-        places = read_json(index).get("weight_map")
-        if not isinstance(places, dict) or not places:
-            raise UserError(f"{index} has no weight_map")
-        files = sorted(set(places.values()))
-        outside = [name for name in files if Path(name).name != name]
-        if outside:
-            raise UserError(f"{index} points outside its directory: {outside[0]!r}")
-        absent = [name for name in files if not (directory / name).is_file()]
-        if absent:
-            raise UserError(f"{directory}: {', '.join(absent[:_LISTED])} missing, named in {index}")
-        return [directory / name for name in files]
-    raise UserError(
-        f"{directory} holds no weights: expected {SAFETENSORS} or {PICKLE}, whole or in shards"
-    )
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{path} is damaged or cut short ({error}); fetch it again or use an older checkpoint"
-        ) from None
-
-
-def _read_pickle(path: Path) -> dict[str, Tensor]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{path} is damaged, or holds more than tensors, which is not executed ({reason})"
-        ) from None
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise UserError(f"{path} is not a dictionary of tensors")
-    return {str(name): tensor for name, tensor in content.items()}
-
-
 def load_state(directory: str | Path) -> dict[str, Tensor]:
     """Every tensor of a directory's weight files by name, as stored.
+
+    Of an adapter's directory, the adapter's own, by the names that they have in a decoder.
 
     Raises:
         UserError: no weights, a shard missing, a damaged file.
     """
-    state: dict[str, Tensor] = {}
-    for path in _weight_files(Path(directory)):
-        state |= _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    return state
+    if is_adapter(directory):
+        from llamita.model.adapted import adapter_tensors
 
-
-def _without_extras(state: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Without what is derived from the rest: rotary buffers, and the head where it is tied."""
-    kept = {name: t for name, t in state.items() if not name.endswith("rotary_emb.inv_freq")}
-    if config.tie_word_embeddings:
-        kept.pop("lm_head.weight", None)
-    return kept
+        return adapter_tensors(Path(directory))
+    return dict(StoredWeights(weight_files(Path(directory))))
 
 
 def _check(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
@@ -133,19 +80,33 @@ def _padded(name: str, tensor: Tensor, rows: int) -> Tensor:
     return torch.cat([tensor, tensor.new_zeros(rows - tensor.shape[0], tensor.shape[1])])
 
 
+def _stored(directory: str | Path, config: ModelConfig) -> StoredWeights:
+    """The weights of a directory, which are those that a decoder of this config has."""
+    stored = StoredWeights(weight_files(Path(directory))).drop_derived(config)
+    with torch.device("meta"):
+        expected = Decoder(config).state_dict()
+    _check(stored.described, expected, str(directory))
+    return stored
+
+
 def load_weights(model: Decoder, directory: str | Path) -> None:
     """Fills an existing decoder, padding the vocabulary where it is padded.
+
+    From an adapter's directory: the adapters of a decoder that has them, and nothing else; a
+    decoder without them gets base and adapter, merged.
 
     Raises:
         UserError: names or shapes differ; nothing has been changed then.
     """
-    state = _without_extras(load_state(directory), model.config)
-    with torch.device("meta"):
-        expected = Decoder(model.config).state_dict()
-    _check(state, expected, str(directory))
+    if is_adapter(directory):
+        from llamita.model.adapted import fill_from_adapter
+
+        fill_from_adapter(model, Path(directory))
+        return
+    stored = _stored(directory, model.config)
     own = dict(model.named_parameters())
     with torch.no_grad():
-        for name, tensor in state.items():
+        for name, tensor in stored.items():
             own[name].copy_(_padded(name, tensor, own[name].shape[0]))
 
 
@@ -154,25 +115,102 @@ def load_model(
     device: str | torch.device = "cpu",
     *,
     padded_vocab_size: int | None = None,
+    merge: bool = False,
 ) -> Decoder:
     """The decoder of a Hugging Face directory, its weights in float32 whatever they are stored in.
 
+    Of an adapter's directory, its base with the adapter on it. A base that was quantised while the
+    adapter learned is quantised again: that is what the adapter belongs to.
+
+    Args:
+        merge: fold an adapter into its base; what comes is a plain decoder in float32.
+
     Raises:
-        UserError: the directory is not a model that the decoder can be; the message says why.
+        UserError: the directory is not a model that the decoder can be, or an adapter's base is
+            missing or another; the message says why.
     """
-    config = read_config(directory)
-    with torch.device("meta"):
-        expected = Decoder(config).state_dict()
-        model = Decoder(config, padded_vocab_size=padded_vocab_size)
-    state = _without_extras(load_state(directory), config)
-    _check(state, expected, str(directory))
-    rows = model.padded_vocab_size
-    for name in list(state):
-        wide = _padded(name, state[name], rows).to(device, torch.float32)
-        # A memory-mapped tensor would change with its file, and cannot be written to.
-        state[name] = wide.clone() if wide.data_ptr() == state[name].data_ptr() else wide
-    model.load_state_dict(state, assign=True)
+    if is_adapter(directory):
+        from llamita.model.adapted import load_adapted
+
+        return load_adapted(
+            Path(directory), device, padded_vocab_size=padded_vocab_size, merge=merge
+        )
+    return _load(directory, device, torch.float32, padded_vocab_size)
+
+
+def load_frozen(
+    directory: str | Path,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    *,
+    quantization: Quantization | None = None,
+    padded_vocab_size: int | None = None,
+) -> Decoder:
+    """The decoder of a directory as it is kept while adapters learn on it; nothing in it learns.
+
+    To the bit what `load_model`, `quantize_base` and `freeze_to` make of it one after another.
+    Here each tensor is read, cast or quantised, and let go before the next: on the device never
+    stands more than what is returned and one matrix in float32, with what quantising it takes.
+    (Of a base that is an adapter on a base itself, the folded model stands in float32 first.)
+
+    Raises:
+        UserError: as `load_model`; bitsandbytes is not installed.
+    """
+    if not is_adapter(directory):
+        model = _load(directory, device, dtype, padded_vocab_size, quantization)
+        return model.requires_grad_(False)
+    model = load_model(directory, device, padded_vocab_size=padded_vocab_size, merge=True)
+    if quantization is not None:
+        quantize_base(model, quantization)
+    model.requires_grad_(False)
+    freeze_to(model, dtype)
     return model
+
+
+def _load(
+    directory: str | Path,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    padded_vocab_size: int | None,
+    quantization: Quantization | None = None,
+) -> Decoder:
+    """A decoder filled tensor by tensor, stored as `freeze_to` would have it."""
+    config = read_config(directory)
+    stored = _stored(directory, config)
+    with torch.device("meta"):
+        model = Decoder(config, padded_vocab_size=padded_vocab_size)
+    quantised = set() if quantization is None else {name for name, _ in projections(model)}
+    for name in stored:
+        parent, _, leaf = name.rpartition(".")
+        if quantization is not None and leaf == "weight" and parent in quantised:
+            _place(model, name, stored[name], torch.float32, device, copies=False)
+            layer = model.get_submodule(parent)
+            assert isinstance(layer, Linear)
+            quantize_projection(model, parent, layer, quantization)
+            del layer  # with its weight, before the next is read
+        else:
+            _place(model, name, stored[name], frozen_dtype(model, name, dtype), device)
+    return model
+
+
+def _place(
+    model: Decoder,
+    name: str,
+    stored: Tensor,
+    dtype: torch.dtype,
+    device: str | torch.device,
+    *,
+    copies: bool = True,
+) -> None:
+    """Makes a stored tensor a parameter; `copies`: even where it could stay mapped as it is."""
+    padded = _padded(name, stored, model.padded_vocab_size)
+    # Whatever it is stored in, its numbers are those that float32 has.
+    value = (padded if padded.dtype == dtype else padded.float().to(dtype)).to(device)
+    if copies and value.data_ptr() == stored.data_ptr():
+        # A memory-mapped tensor would change with its file, and cannot be written to.
+        value = value.clone()
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, nn.Parameter(value))
 
 
 def _stripped(

@@ -43,7 +43,8 @@ def initial_std(
     return base if _is_vocabulary(name) else base / math.sqrt(config.logits_scaling)
 
 
-def _generator(seed: int, name: str) -> torch.Generator:
+def generator_of(seed: int, name: str) -> torch.Generator:
+    """What a parameter's first numbers are drawn by: one of its own, on the CPU."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") % 2**63)
 
@@ -65,7 +66,7 @@ def initialize(
         width = initial_std(name, parametrization, model.config, std)
         rows = vocab_size if _is_vocabulary(name) else parameter.shape[0]
         values = torch.empty(rows, parameter.shape[1])
-        values.normal_(0.0, width, generator=_generator(seed, name))
+        values.normal_(0.0, width, generator=generator_of(seed, name))
         parameter[:rows] = values.to(parameter)
         parameter[rows:] = 0.0
 

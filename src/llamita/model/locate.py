@@ -1,4 +1,4 @@
-"""From what a user calls a MODEL to a Hugging Face directory."""
+"""From what a user calls a MODEL to a Hugging Face directory, or an adapter's."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from llamita.errors import UserError, did_you_mean
+from llamita.model.adapter_directory import is_adapter
 from llamita.model.records import COMPLETE
 
 _WEIGHTS = (
@@ -20,6 +21,8 @@ _HUB_PATTERNS = ["*.json", "*.safetensors", "*.bin", "*.model", "*.jinja"]
 
 
 def _is_model(directory: Path) -> bool:
+    if is_adapter(directory):
+        return True
     present = (directory / "config.json").is_file()
     return present and any((directory / name).is_file() for name in _WEIGHTS)
 
@@ -89,12 +92,28 @@ def _from_hub(name: str, endpoint: str | None) -> Path:
     return Path(found)
 
 
+def _near(path: Path) -> str:
+    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    return did_you_mean(path.name, siblings)
+
+
+def _is_gguf(path: Path) -> bool:
+    if path.suffix.lower() == ".gguf":
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError:
+        return False
+
+
 def locate(model: str | Path, *, endpoint: str | None = None) -> Path:
-    """The Hugging Face directory that `model` means.
+    """The Hugging Face directory, or adapter directory, that `model` means.
 
     Args:
-        model: a Hugging Face directory; a run directory, whose `final/` or newest whole
-            checkpoint is taken; or a hub id such as `HuggingFaceTB/SmolLM2-135M` (extra `hub`).
+        model: a Hugging Face directory; an adapter directory; a run directory, whose `final/` or
+            newest whole checkpoint is taken; a .gguf file (extra `gguf`), which is imported once
+            into a cache; or a hub id such as `HuggingFaceTB/SmolLM2-135M` (extra `hub`).
         endpoint: the hub's address, where it is not the usual one (or `HF_ENDPOINT`).
 
     Raises:
@@ -109,14 +128,22 @@ def locate(model: str | Path, *, endpoint: str | None = None) -> Path:
             return inside
         raise UserError(
             f"{path} is neither a model (config.json and model.safetensors or pytorch_model.bin) "
+            "nor an adapter (adapter_config.json and adapter_model.safetensors) "
             "nor a run with a whole checkpoint (final/ or step-N/)"
         )
+    if path.is_file() and _is_gguf(path):
+        # The one arrow that points upwards, and only when a GGUF file is named: whoever has a
+        # MODEL asks here, and a file becomes a directory by `formats`, which knows `model`.
+        from llamita.formats.gguf_cache import cached
+
+        return cached(path)
     if path.is_file():
-        raise UserError(f"{path} is a file; a MODEL is the directory that holds it")
+        raise UserError(f"{path} is a file; a MODEL is the directory that holds it, or a .gguf")
+    if path.suffix.lower() == ".gguf":
+        raise UserError(f"there is no file {path}.{_near(path)}")
     if isinstance(model, str) and _HUB_ID.fullmatch(model):
         return _from_hub(model, endpoint)
-    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     raise UserError(
-        f"there is no directory {path}.{did_you_mean(path.name, siblings)} A MODEL is a Hugging "
-        "Face directory, a run directory, or a hub id (organisation/name)."
+        f"there is no directory {path}.{_near(path)} A MODEL is a Hugging Face directory, a run or "
+        "adapter directory, a .gguf file, or a hub id (organisation/name)."
     )

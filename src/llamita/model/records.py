@@ -35,13 +35,18 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_config(directory: str | Path) -> ModelConfig:
-    """The config of a Hugging Face directory.
+    """The config of a Hugging Face directory, or of an adapter's base.
 
-    The ids of generation_config.json are not consulted: config.json's are what training used.
+    The ids of generation_config.json are not consulted, config.json's are what training used; an
+    adapter has no config.json, and its own ids stand there.
 
     Raises:
         UserError: no readable config.json, or one that describes another kind of model.
     """
+    from llamita.model.adapter_directory import base_directory, is_adapter, with_own_tokens
+
+    if is_adapter(directory):
+        return with_own_tokens(read_config(base_directory(directory)), directory)
     path = Path(directory) / "config.json"
     mapping = read_json(path)
     try:
@@ -77,3 +82,20 @@ def recorded_parametrization(directory: Path) -> Parametrization:
             found: Parametrization = read_json(path)["parametrization"]
             return found
     return "llama"
+
+
+def tokenizer_directory(directory: Path) -> Path:
+    """Where a model's tokenizer lies: beside it, or beside the base of an adapter that has none."""
+    from llamita.model.adapter_directory import base_directory, is_adapter
+
+    files = ("tokenizer.json", "tokenizer.model")
+    if is_adapter(directory) and not any((directory / name).is_file() for name in files):
+        return tokenizer_directory(base_directory(directory))
+    return directory
+
+
+def recorded_learning_rate(directory: Path) -> float | None:
+    """The rate at which the run that wrote this model took its last step, if it recorded that."""
+    path = directory / "training" / PROVENANCE
+    found: float | None = read_json(path).get("learning_rate") if path.is_file() else None
+    return found

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from llamita.errors import UserError
 from llamita.planning.check_notes import (
+    early_notes,
     history_notes,
     loss_notes,
     plan_notes,
@@ -41,7 +42,8 @@ from llamita.planning.quantities import tokens as short
 if TYPE_CHECKING:
     from llamita.planning.hardware import Hardware
 
-LOSS_UNITS = ("bits per byte", "nats per byte", "nats per token")
+PER_PAIR = "nats per pair"
+LOSS_UNITS = ("bits per byte", "nats per byte", "nats per token", PER_PAIR)
 _SHOWN_SHARE = 0.01
 """Validation, saving and samples have a line of their own from this share of the time on."""
 
@@ -165,6 +167,7 @@ def check_run(
             *plan_notes(planned, found.unplanned, found.abandoned),
             *time_notes(planned, achieved),
             *history_notes(found.processes, achieved),
+            *early_notes(found.last("early_stop"), planned),
             *loss_said,
             *money_said,
         ),
@@ -215,6 +218,13 @@ class _Found:
 
 def _state(found: _Found) -> str:
     planned = found.planned
+    stopped = found.last("early_stop")
+    if found.finished and stopped:
+        return (
+            f"ended early at step {planned.last:,} of {planned.ends:,}, after "
+            f"{stopped['validations']} validations without a gain; planned is what the plan says "
+            "up to there"
+        )
     if found.finished:
         return f"finished at step {planned.last:,}"
     share = (planned.last - planned.first) / max(1, planned.ends - planned.first)
@@ -268,6 +278,8 @@ def _memory(found: _Found) -> Row:
 
 def _loss(found: _Found) -> tuple[list[Row], list[str]]:
     """The last validation, beside the law's figure where there is one, and the last step's loss."""
+    from llamita.reporting.tuning_events import bits_per_byte_of
+
     validation, planned = found.last("validation"), found.planned
     bits = number(validation.get("bits_per_byte"))
     tokens, size = number(validation.get("tokens")), number(validation.get("bytes"))
@@ -284,9 +296,14 @@ def _loss(found: _Found) -> tuple[list[Row], list[str]]:
         rows.append(_row(f"loss by {law['law']}", unit, law["loss"], loss, compared=compared))
         notes += loss_notes(law, rows[0].achieved, planned, finished=found.finished)
     if "bits per byte" in reached:
-        rows.append(_row("validation", "bits per byte", None, bits))
-    last = number(found.last("step").get("loss"))
-    return [*rows, _row("training loss", "nats per token", None, last)], notes
+        names = validation.get("datasets") or None
+        measured = bits_per_byte_of(found.processes[-1].events[0], names)
+        rows.append(_row(f"validation{measured}", "bits per byte", None, bits))
+    pairs, step = found.last("preference"), found.last("step")
+    rows.append(_row("held-out pairs", PER_PAIR, None, number(pairs.get("loss"))))
+    rows.append(_row("pairs told right", "share", None, number(pairs.get("accuracy"))))
+    unit = PER_PAIR if "margin" in step else "nats per token"
+    return [*rows, _row("training loss", unit, None, number(step.get("loss")))], notes
 
 
 def _money(

@@ -114,6 +114,13 @@ def history_notes(processes: Sequence[Process], achieved: Achieved) -> Iterator[
         )
 
 
+def early_notes(stopped: Mapping[str, Any], planned: Planned) -> Iterator[str]:
+    """What an end before the plan's leaves undone."""
+    if stopped:
+        left = planned.ends - planned.last
+        yield f"validation.patience ended the run: {left:,} of the plan's steps were not taken"
+
+
 def loss_notes(
     predicted: Mapping[str, Any], achieved: float | None, planned: Planned, *, finished: bool
 ) -> Iterator[str]:

@@ -210,6 +210,7 @@ def step_memory(
         device_type=device_type,
         compiled=compiled,
         accumulates=any(stage.windows_per_step // ranks > rows for stage in plan.stages),
+        lora=plan.lora,
     )
 
 
@@ -224,8 +225,12 @@ def describe_step(
     """A line: what a step needs in memory, item by item."""
     kept = "activations (checkpointed)" if activation_checkpointing else "activations"
     moments = "Muon and AdamW" if plan.recipe.optimizer.kind == "muon" else "AdamW"
+    weights, base = "weights", "base"
+    if plan.lora is not None:
+        weights, base = "adapters", f"base ({plan.lora.quantization or 'frozen'})"
     items = (
-        ("weights", memory.weights),
+        (base, memory.base),
+        (weights, memory.weights),
         ("gradients", memory.gradients),
         (moments, memory.optimizer),
         ("average", memory.average),
@@ -233,6 +238,7 @@ def describe_step(
         (kept, memory.activations),
         ("logits", memory.logits),
         ("gathered", memory.gathered),
+        ("dequantised", memory.dequantized),
         ("overhead", memory.overhead),
     )
     shown = ", ".join(f"{name} {gigabytes(size)}" for name, size in items if size)

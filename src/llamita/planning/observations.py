@@ -315,6 +315,13 @@ def _unfit(events: Sequence[Mapping[str, Any]]) -> str | None:
     if not announced or not announced[-1].get("stages"):
         return "the events do not tell of stages: an older version wrote them"
     stages = announced[-1]["stages"]
+    if any("margin" in event for event in events if event["event"] == "step"):
+        return "it learned preferences, whose loss is of pairs and not of text"
+    kinds = announced[-1].get("data_kinds") or {}
+    if any(kinds.get(name) == "chats" for stage in stages for name in stage["mixture"]):
+        return "it learned from conversations, whose loss is of answers and not of text"
+    if any(event["event"] == "early_stop" for event in events):
+        return "validation.patience ended it before its schedule did"
     highest = max(stage["learning_rate"] for stage in stages)
     end = stages[-1]["learning_rate_at_end"]
     if end > _DECAYED * highest:

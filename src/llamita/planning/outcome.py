@@ -19,8 +19,19 @@ Event = Mapping[str, Any]
 STEPS, VALIDATION, SAVING, SAMPLES = "steps", "validation", "saving", "samples"
 AGAIN = "preparing again"
 """What time goes into: of a run's own, and of later processes that begin where others stopped."""
-_KINDS = {"validation": VALIDATION, "checkpoint": SAVING, "end": SAVING, "sample": SAMPLES}
+REFERENCE = "reference"
+"""Of a plan: the reference model's passes over pairs. No event of its own ends them, so that they
+count as validation, to which they lead over."""
+_KINDS = {
+    "validation": VALIDATION,
+    "preference": VALIDATION,
+    "checkpoint": SAVING,
+    "end": SAVING,
+    "sample": SAMPLES,
+}
 """What the time before an event went into, where it is not steps. Before `end`, `final` is made."""
+_PREPARED = ("step", "validation", "preference", "sample", "stage")
+"""What a process does once its plan is written begins with one of these."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,7 @@ class Process:
         """Seconds until its plan was written: allocating, compiling, measuring."""
         total = 0.0
         for event, seconds in self.gaps():
-            if event["event"] in ("step", "validation", "stage"):
+            if event["event"] in _PREPARED:
                 break
             total += seconds
         return total
@@ -68,8 +79,11 @@ class Process:
     def parts(self) -> dict[str, float]:
         """Seconds after preparing, by what they went into."""
         found: dict[str, float] = {}
+        pairs = {event.get("stage") for event in self.of("step") if "margin" in event}
         for event, seconds in self.gaps():
             kind = _KINDS.get(event["event"], STEPS)
+            if event["event"] == "stage" and event.get("name") in pairs:
+                kind = VALIDATION  # its reference was made just before
             found[kind] = found.get(kind, 0.0) + seconds
         found[STEPS] = found.get(STEPS, 0.0) - self.preparing
         return found
@@ -206,12 +220,19 @@ def _beside_steps(plan: Event, processes: Sequence[Process], end: int) -> dict[s
             kind = _KINDS.get(event["event"])
             if kind is not None and event["step"] <= end:
                 done.setdefault(kind, set()).add(event["step"])
-    found = {}
+    found: dict[str, float] = {}
     for name, part in plan["parts"].items():
-        if name != STEPS and part["count"]:
+        if name == REFERENCE:
+            made = end >= plan["last_step"] or _has_pairs(processes)
+            found[VALIDATION] = found.get(VALIDATION, 0.0) + (part["seconds"] if made else 0.0)
+        elif name != STEPS and part["count"]:
             times = part["count"] if end >= plan["last_step"] else len(done.get(name, ()))
-            found[name] = part["seconds"] * times / part["count"]
+            found[name] = found.get(name, 0.0) + part["seconds"] * times / part["count"]
     return found
+
+
+def _has_pairs(processes: Sequence[Process]) -> bool:
+    return any(process.of("preference") for process in processes)
 
 
 # -- what came of it ------------------------------------------------------------------------------

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from llamita.architecture.config import ModelConfig
 from llamita.architecture.counts import flops_per_token, num_parameters
+from llamita.architecture.lora import ALL_LINEAR, Lora, lora_parameters, lora_targets
 from llamita.architecture.presets import Parametrization
 from llamita.errors import UserError
 from llamita.planning.quantities import tokens
@@ -15,10 +16,21 @@ from llamita.recipes.schema import Cosine, Decay, LastCheckpoints, Recipe, Stage
 
 @dataclass(frozen=True)
 class SourceSize:
-    """Training tokens of a dataset. `declared`: taken from the recipe, the data being absent."""
+    """Training tokens of a dataset. `declared`: taken from the recipe, the data being absent.
+
+    rows: of packed examples, how many rows of a given length hold them; None for text, which is cut
+    into windows.
+    """
 
     tokens: int
     declared: bool
+    rows: Callable[[int], int] | None = None
+
+    def windows(self, sequence_length: int) -> int:
+        """What an epoch has of rows of `sequence_length`."""
+        if self.rows is not None:
+            return self.rows(sequence_length)
+        return (self.tokens - 1) // sequence_length
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,11 @@ class TrainingPlan:
     """Windows that it inherits as read, by `name@sequence_length`."""
 
     @property
+    def lora(self) -> Lora | None:
+        """The adapter that learns; None where every parameter does."""
+        return None if self.recipe.adapter is None else self.recipe.adapter.lora
+
+    @property
     def num_steps(self) -> int:
         return sum(stage.num_steps for stage in self.stages)
 
@@ -61,11 +78,14 @@ class TrainingPlan:
     def tokens(self) -> int:
         return sum(stage.tokens for stage in self.stages)
 
+    def flops_per_token(self, sequence_length: int) -> int:
+        """Of training, forward and backward, by what learns."""
+        return flops_per_token(self.config, sequence_length, self.lora)
+
     @property
     def flops(self) -> int:
         return sum(
-            stage.tokens * flops_per_token(self.config, stage.sequence_length)
-            for stage in self.stages
+            stage.tokens * self.flops_per_token(stage.sequence_length) for stage in self.stages
         )
 
     @property
@@ -108,16 +128,12 @@ def make_plan(
         num_steps = -(-stage.tokens // batch)
         epochs = {}
         for name, share in stage.mixture.items():
-            windows = (sizes[name].tokens - 1) // length
-            if windows < 1:
-                raise UserError(
-                    f"datasets.{name}: {sizes[name].tokens:,} training tokens are too few for one "
-                    f"window of {length:,} + 1; add text, or shorten sequence_length"
-                )
-            before = _epochs(read, name, sizes[name].tokens)
+            if sizes[name].windows(length) < 1:
+                raise UserError(f"datasets.{name}: {_too_short(sizes[name], length)}")
+            before = _epochs(read, name, sizes[name])
             key = f"{name}@{length}"
             read[key] = read.get(key, 0) + round(num_steps * (batch // length) * share)
-            epochs[name] = (before, _epochs(read, name, sizes[name].tokens))
+            epochs[name] = (before, _epochs(read, name, sizes[name]))
             if limit_epochs:
                 _refuse_repetition(recipe, index, name, epochs[name][1])
         rate = stage.learning_rate or recipe.optimizer.learning_rate
@@ -127,13 +143,25 @@ def make_plan(
     )
 
 
-def _epochs(read: Mapping[str, int], name: str, tokens: int) -> float:
+def _too_short(size: SourceSize, length: int) -> str:
+    if size.rows is not None:
+        return (
+            f"no example fits into {length:,} tokens with anything that learns; raise "
+            "sequence_length"
+        )
+    return (
+        f"{size.tokens:,} training tokens are too few for one window of {length:,} + 1; add text, "
+        "or shorten sequence_length"
+    )
+
+
+def _epochs(read: Mapping[str, int], name: str, size: SourceSize) -> float:
     """How often a dataset has been read, by windows of whatever lengths."""
     epochs = 0.0
     for key, count in read.items():
         source, _, length = key.rpartition("@")
         if source == name:
-            epochs += count / max(1, (tokens - 1) // int(length))
+            epochs += count / max(1, size.windows(int(length)))
     return epochs
 
 
@@ -183,10 +211,12 @@ def describe(plan: TrainingPlan) -> list[str]:
     ]
     lengths = sorted({stage.sequence_length for stage in plan.stages})
     each = ", ".join(
-        f"{flops_per_token(config, length) / 1e9:.4g} GFLOP a token at T = {length:,}"
+        f"{plan.flops_per_token(length) / 1e9:.4g} GFLOP a token at T = {length:,}"
         for length in lengths
     )
-    lines.append(f"  arithmetic  {each} (6·matmul parameters + 12·L·heads·head_dim·T)")
+    formula = "6·matmul parameters" if plan.lora is None else "4·matmul parameters + 6·adapters"
+    lines.append(f"  arithmetic  {each} ({formula} + 12·L·heads·head_dim·T)")
+    lines += _describe_tuning(plan)
     lines += _describe_parametrization(plan)
     for number, stage in enumerate(plan.stages):
         lines += _describe_stage(number, stage)
@@ -196,6 +226,22 @@ def describe(plan: TrainingPlan) -> list[str]:
     )
     lines.append(f"  data        unique training tokens: {sizes}")
     return lines
+
+
+def _describe_tuning(plan: TrainingPlan) -> list[str]:
+    lora = plan.lora
+    if lora is None:
+        return []
+    total, learn = num_parameters(plan.config), lora_parameters(plan.config, lora)
+    every = lora.targets == lora_targets(ALL_LINEAR)
+    where = "all linear layers" if every else ", ".join(lora.targets)
+    base = "" if lora.quantization is None else f", base in {lora.quantization}"
+    return [
+        (
+            f"  tuning      LoRA r={lora.rank} on {where}: {learn:,} of {total:,} parameters learn "
+            f"({learn / total:.2%}), scale {lora.scaling:g}{base}"
+        )
+    ]
 
 
 def _describe_parametrization(plan: TrainingPlan) -> list[str]:

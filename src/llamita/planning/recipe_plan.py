@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,7 +17,7 @@ from llamita.architecture.presets import Parametrization, Preset, preset
 from llamita.errors import UserError
 from llamita.planning.plan import SourceSize, TrainingPlan, make_plan, steps_to_average
 from llamita.recipes.loading import load_recipe, override_recipe
-from llamita.recipes.schema import LastCheckpoints, Recipe
+from llamita.recipes.schema import LastCheckpoints, Preference, Recipe
 
 if TYPE_CHECKING:
     from llamita.data.manifest import Manifest, TokenizerRecord
@@ -67,13 +68,14 @@ def plan_recipe(recipe: str | Path | Recipe, overrides: Iterable[str] = ()) -> T
     sizes = source_sizes(resolved, manifests, allow_declared=True)
     record = common_tokenizer(resolved, manifests)
     step, consumed = 0, {}
-    if resolved.start_from is None:
+    directory = origin_directory(resolved, allow_declared=True)
+    if directory is None:
         config, parametrization = settle_model(resolved, _vocabulary(record))
     else:
         from llamita.model.records import read_config, recorded_parametrization, training_values
 
-        directory = origin_directory(resolved.start_from)
         config = read_config(directory)
+        check_declared_shape(resolved, config, directory)
         parametrization = resolved.parametrization or recorded_parametrization(directory)
         if goes_on_from(resolved, directory):
             values = training_values(directory)
@@ -113,10 +115,11 @@ def source_sizes(
     Raises:
         UserError: a dataset is absent, and its declared tokens too or not allowed.
     """
+    check_kinds(recipe, manifests)
     sizes = {}
     for name, source in recipe.datasets.items():
         if name in manifests:
-            sizes[name] = SourceSize(manifests[name].splits["train"].tokens, declared=False)
+            sizes[name] = _size(Path(source.path), manifests[name])
         elif not allow_declared:
             raise UserError(
                 f"datasets.{name}: there is no data at {source.path}; make it with `llamita data "
@@ -131,6 +134,36 @@ def source_sizes(
         else:
             sizes[name] = SourceSize(source.tokens, declared=True)
     return sizes
+
+
+def _size(path: Path, manifest: Manifest) -> SourceSize:
+    rows = None
+    if manifest.kind != "text":
+        from llamita.data.packed_stream import packed_rows
+
+        rows = cache(partial(packed_rows, path, manifest, "train"))
+    return SourceSize(manifest.splits["train"].tokens, declared=False, rows=rows)
+
+
+def check_kinds(recipe: Recipe, manifests: Mapping[str, Manifest]) -> None:
+    """Raises:
+    UserError: a stage reads data that its objective cannot learn from.
+    """
+    for index, stage in enumerate(recipe.stages):
+        wants_pairs = isinstance(stage.objective, Preference)
+        for name in stage.mixture:
+            if name not in manifests or (manifests[name].kind == "preferences") == wants_pairs:
+                continue
+            kind = manifests[name].kind
+            raise UserError(
+                f"stages.{index}.objective: {stage.objective.kind}, but datasets.{name} "
+                f"({recipe.datasets[name].path}) holds {kind}; "
+                + (
+                    "preferences are learnt from pairs alone (llamita data build --preferences)"
+                    if wants_pairs
+                    else "pairs are learnt with objective: {kind: preference}"
+                )
+            )
 
 
 def common_tokenizer(recipe: Recipe, manifests: Mapping[str, Manifest]) -> TokenizerRecord | None:
@@ -226,8 +259,11 @@ def _vary(base: Preset, changes: dict[str, Any]) -> ModelConfig:
     return config
 
 
-def origin_directory(start_from: str) -> Path:
-    """What a recipe's `start_from` names; of a whole run, its newest checkpoint.
+def origin_directory(recipe: Recipe, *, allow_declared: bool = False) -> Path | None:
+    """What a recipe's `start_from` names, of a whole run its newest checkpoint; None without one.
+
+    Args:
+        allow_declared: None too where it is not there, and `model` declares what it is.
 
     Raises:
         UserError: no such model.
@@ -235,8 +271,38 @@ def origin_directory(start_from: str) -> Path:
     from llamita.model.locate import locate
     from llamita.model.records import step_directories
 
-    directories = step_directories(Path(start_from))
-    return directories[max(directories)] if directories else locate(start_from)
+    if recipe.start_from is None:
+        return None
+    directories = step_directories(Path(recipe.start_from))
+    if directories:
+        return directories[max(directories)]
+    try:
+        return locate(recipe.start_from)
+    except UserError:
+        if allow_declared and recipe.model is not None:
+            return None
+        raise
+
+
+def check_declared_shape(recipe: Recipe, config: ModelConfig, directory: Path) -> None:
+    """Raises:
+    UserError: `model` declares another shape than that of the checkpoint in `start_from`.
+    """
+    if recipe.model is None:
+        return
+    declared, _ = settle_model(recipe, None)
+    apart = {"bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings"}
+    ours, theirs = (shape.model_dump(exclude=apart) for shape in (declared, config))
+    differing = [
+        f"{key} {value} instead of {theirs[key]}"
+        for key, value in ours.items()
+        if value != theirs[key]
+    ]
+    if differing:
+        raise UserError(
+            f"model declares another shape than start_from's, {directory}: {', '.join(differing)}; "
+            "leave model out, or correct one of them"
+        )
 
 
 def goes_on_from(recipe: Recipe, directory: Path) -> bool:
@@ -245,10 +311,13 @@ def goes_on_from(recipe: Recipe, directory: Path) -> bool:
     Raises:
         UserError: `fresh_optimizer`, and there is no optimizer to leave out.
     """
+    from llamita.model.adapter_directory import is_adapter
     from llamita.model.records import has_training_state
 
     if has_training_state(directory):
-        return not recipe.fresh_optimizer
+        # An adapter's moments go on; those of a whole model are none of an adapter that begins.
+        adapts = recipe.adapter is None or is_adapter(directory)
+        return adapts and not recipe.fresh_optimizer
     if recipe.fresh_optimizer:
         raise UserError(
             f"fresh_optimizer has no effect: {directory} carries no optimizer state anyway"

@@ -126,12 +126,15 @@ def dump_recipe(recipe: Recipe, *, defaults: bool = True) -> str:
     return yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
+_UNIONS = ("schedule", "optimizer", "averaging", "objective")
+
+
 def _explain(fault: Any) -> str:
     # After these, pydantic's path names the member of the union it tried: nobody wrote that.
     location = [
         part
         for index, part in enumerate(fault["loc"])
-        if not (index and fault["loc"][index - 1] in ("schedule", "optimizer", "averaging"))
+        if not (index and fault["loc"][index - 1] in _UNIONS)
     ]
     where = ".".join(str(part) for part in location) or "recipe"
     if fault["type"] == "extra_forbidden":

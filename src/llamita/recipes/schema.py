@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from llamita.architecture.lora import ALL_LINEAR, Lora, lora_targets
 from llamita.architecture.presets import Parametrization
 from llamita.errors import did_you_mean
 
@@ -118,7 +119,7 @@ Schedule = Annotated[Constant | Cosine | WSD | Decay, Field(discriminator="kind"
 
 
 class LanguageModelling(Settings):
-    """Predict every next token."""
+    """Predict every next token; of conversations, those that the data mark as learning."""
 
     kind: Literal["language_modelling"] = "language_modelling"
     document_masking: bool = False
@@ -127,13 +128,47 @@ class LanguageModelling(Settings):
     """Coefficient of log(Z)², which keeps the logits from drifting (PaLM uses 1e-4)."""
 
 
+class Preference(Settings):
+    """Of two answers to one prompt, prefer the chosen one: direct preference optimisation and its
+    kin. Every dataset of the stage holds pairs."""
+
+    kind: Literal["preference"] = "preference"
+    loss: Literal["sigmoid", "ipo"] = "sigmoid"
+    """`sigmoid`: DPO (arXiv 2305.18290, equation 7). `ipo`: a squared distance from 1 / (2 beta)
+    (arXiv 2310.12036, equation 17), of log-probabilities averaged over an answer's tokens."""
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    """How dearly straying from the reference model is bought: larger strays less."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Share of pairs taken to be labelled the wrong way round (cDPO); with `sigmoid` only."""
+    reference: Literal["auto", "precomputed", "live"] = "auto"
+    """Log-probabilities of the model that the stage begins with: computed once before it and kept
+    in the run, or `live`, by the base with its adapter off, in every step. auto: precomputed."""
+
+    @model_validator(mode="after")
+    def _smooths_what_it_can(self) -> Preference:
+        if self.label_smoothing and self.loss != "sigmoid":
+            raise ValueError("label_smoothing has an effect with loss: sigmoid only")
+        return self
+
+
+def _language_modelling_by_default(value: object) -> object:
+    return {"kind": "language_modelling", **value} if isinstance(value, dict) else value
+
+
+Objective = Annotated[
+    LanguageModelling | Preference,
+    Field(discriminator="kind"),
+    BeforeValidator(_language_modelling_by_default),
+]
+
+
 class Stage(Settings):
     name: str
     tokens: Count
     mixture: dict[str, float]
     """Dataset name → share of this stage's tokens. Shares sum to 1."""
     schedule: Schedule = Constant()
-    objective: LanguageModelling = LanguageModelling()
+    objective: Objective = LanguageModelling()
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     """This stage's peak; by default the optimizer's."""
     batch_tokens: Count | None = None
@@ -229,6 +264,40 @@ def _adamw_by_default(value: object) -> object:
 Optimizer = Annotated[AdamW | Muon, Field(discriminator="kind"), BeforeValidator(_adamw_by_default)]
 
 
+class Adapter(Settings):
+    """LoRA (arXiv 2106.09685): the weights of `start_from` stand still, and beside each target
+    matrix W two thin ones learn, W + B·A · alpha / rank."""
+
+    rank: Count = 16
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of A's inputs that a step leaves out."""
+    targets: str | list[str] = ALL_LINEAR
+    """Which of the blocks' q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj and down_proj."""
+    rslora: bool = False
+    """Scale by alpha / √rank (arXiv 2312.03732), which keeps large ranks learning."""
+    quantize_base: Literal["nf4", "int8"] | None = None
+    """QLoRA (arXiv 2305.14314): the blocks' matrices in 4-bit NormalFloat with double quantisation,
+    or in int8. Needs the extra `quantize`."""
+
+    @property
+    def lora(self) -> Lora:
+        """The same as the numbers that a model is built by."""
+        return Lora(
+            rank=self.rank,
+            alpha=self.alpha,
+            dropout=self.dropout,
+            targets=lora_targets(self.targets),
+            rslora=self.rslora,
+            quantization=self.quantize_base,
+        )
+
+    @model_validator(mode="after")
+    def _names_what_there_is(self) -> Adapter:
+        lora_targets(self.targets)
+        return self
+
+
 class ExponentialAverage(Settings):
     """A running mean of the weights, in which a step's weight halves every so many tokens."""
 
@@ -286,12 +355,17 @@ class Validation(Settings):
     """Also measured before the first step and at every stage's end."""
     tokens: Count = 262_144
     """Held-out tokens scored per dataset, whole documents from the front."""
+    patience: Count | None = None
+    """Stop when so many validations running were no better than the best before them."""
 
 
 class Samples(Settings):
     every_steps: Count | None = None
-    """Also written at every stage's end. null: only then."""
+    """Also written at every stage's end, and before the first step of a run that starts from
+    weights. null: only then."""
     prompts: list[str] = []
+    chat: bool = False
+    """Prompts are questions, put as the data's chat template puts them."""
     max_tokens: Count = 48
     temperature: Annotated[float, Field(ge=0)] = 0.7
 
@@ -347,8 +421,9 @@ class Recipe(Settings):
     description: str = ""
     model: str | dict[str, Any] | None = None
     """A preset's name, or a mapping of config.json keys, on top of `preset:` if that is given.
-    Absent when the run starts from a checkpoint. `vocab_size` follows the data's tokenizer unless
-    written here."""
+    `vocab_size` follows the data's tokenizer unless written here. Beside `start_from` it declares
+    what that is, as a dataset declares its tokens: a plan counts with it before the checkpoint is
+    there, and a checkpoint of another shape is refused."""
     start_from: str | None = None
     """A Hugging Face directory (fresh optimizer), or a run's checkpoint (everything goes on)."""
     fresh_optimizer: bool = False
@@ -360,6 +435,8 @@ class Recipe(Settings):
     sequence_length: Count
     batch_tokens: Count
     optimizer: Optimizer
+    adapter: Adapter | None = None
+    """Learn an adapter to the weights of `start_from`; null: every parameter learns."""
     datasets: dict[str, DatasetSource]
     stages: Annotated[list[Stage], Field(min_length=1)]
     averaging: Averaging | None = None
@@ -409,19 +486,49 @@ class Recipe(Settings):
             raise ValueError(f"datasets: no stage reads {', '.join(sorted(unused))}")
         if self.model is None and self.start_from is None:
             raise ValueError("name a model (a preset or its shape), or a checkpoint in start_from")
-        if self.model is not None and self.start_from is not None:
-            raise ValueError(
-                "model and start_from contradict each other: a run that starts from a checkpoint "
-                "has that checkpoint's shape; remove one of them"
-            )
         if self.fresh_optimizer and self.start_from is None:
             raise ValueError("fresh_optimizer has an effect only beside start_from")
         if self.initializer_std is not None and self.start_from is not None:
             raise ValueError("initializer_std has no effect on weights that come from start_from")
+        if self.adapter is not None and self.start_from is None:
+            raise ValueError(
+                "adapter: there is nothing to adapt; name the base in start_from, or leave adapter "
+                "out and train every parameter"
+            )
+        if self.adapter is not None and self.runtime.float8:
+            raise ValueError(
+                "runtime.float8 is of matrices that learn, and with an adapter they stand still; "
+                "leave it out"
+            )
+        if self.validation.patience is not None and len(self.stages) > 1:
+            raise ValueError(
+                "validation.patience ends a run, and this one has several stages, of which it "
+                "would skip the rest; leave it out, or train the stages as runs of their own"
+            )
         self._check_averaging()
+        self._check_preferences()
         if self.samples.every_steps is not None and not self.samples.prompts:
             raise ValueError("samples.every_steps without samples.prompts writes nothing")
+        if self.samples.chat and not self.samples.prompts:
+            raise ValueError("samples.chat without samples.prompts writes nothing")
         return self
+
+    def _check_preferences(self) -> None:
+        for index, stage in enumerate(self.stages):
+            objective = stage.objective
+            if not isinstance(objective, Preference) or objective.reference != "live":
+                continue
+            if self.adapter is None:
+                raise ValueError(
+                    f"stages.{index}.objective.reference: live needs an adapter that can be "
+                    "switched off; write precomputed, or learn an adapter"
+                )
+            if index:
+                raise ValueError(
+                    f"stages.{index}.objective.reference: live would be the base as it was before "
+                    f"stage {self.stages[0].name}, not the model that this stage begins with; "
+                    "write precomputed"
+                )
 
     def _check_averaging(self) -> None:
         wanted = self.checkpoints.final == "average"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from llamita.reporting.events import Event
+from llamita.reporting.tuning_events import bits_per_byte_of
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,12 @@ class Facts:
     device: str = "cpu"
     checkpoint: str | None = None
     stage: str | None = None
+    announced: Event = field(default_factory=dict)
 
     def observe(self, event: Event) -> None:
         match event["event"]:
             case "start" | "resume":
-                self.recipe = event.get("recipe") or {}
+                self.recipe, self.announced = event.get("recipe") or {}, event
                 environment = event.get("environment") or {}
                 self.micro_batch_size = environment.get("micro_batch_size")
                 self.device = environment.get("device", "cpu")
@@ -50,6 +52,18 @@ class Facts:
 
     def setting(self, section: str, key: str) -> Any:
         return (self.recipe.get(section) or {}).get(key)
+
+    @property
+    def learns_answers(self) -> bool:
+        """Whether the stage learns from conversations alone."""
+        stages = self.announced.get("stages") or []
+        mixture = next((s.get("mixture") or {} for s in stages if s.get("name") == self.stage), {})
+        return bool(mixture) and bits_per_byte_of(self.announced, mixture) == " of answers"
+
+    def stage_setting(self, key: str) -> str:
+        """A key of the stage's, as `--set` takes it."""
+        names = [stage.get("name") for stage in self.recipe.get("stages") or []]
+        return f"stages.{names.index(self.stage) if self.stage in names else 0}.{key}"
 
     def branch(self, changes: str) -> str:
         """How to go on differently. What was computed is fixed, so only a branch may."""

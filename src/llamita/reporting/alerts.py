@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from llamita.reporting import alerts_of_learning as learning
 from llamita.reporting import alerts_of_machine as machine
+from llamita.reporting import alerts_of_preferences as preferences
 from llamita.reporting.alert_rule import Alert as Alert
 from llamita.reporting.alert_rule import Facts, Rule
 from llamita.reporting.events import Event
@@ -50,6 +51,9 @@ _RULES: tuple[type[Rule], ...] = (
     learning.Overfitting,
     learning.VanishedRate,
     learning.Clipped,
+    preferences.WorseThanReference,
+    preferences.LearnedByHeart,
+    preferences.BothUnlikely,
     machine.DataWait,
     machine.Throughput,
     machine.Memory,

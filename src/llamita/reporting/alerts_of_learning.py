@@ -9,6 +9,7 @@ from statistics import fmean, median, stdev
 from llamita.planning.quantities import number
 from llamita.reporting.alert_rule import Alert, Facts, Rule
 from llamita.reporting.events import Event
+from llamita.reporting.tuning_events import learns_preferences
 
 SPIKES, SPIKE_WINDOW = 3, 100
 """At six σ chance skips one step in many millions. One is an odd batch, three in 100 a habit."""
@@ -18,6 +19,9 @@ RISE, RISE_BLOCK, RISE_BLOCKS, RISE_ERRORS = 0.01, 100, 3, 4.0
 """The means of three blocks of 100 steps, each 1% and four standard errors above the best block."""
 OVERFIT, OVERFIT_TIMES = 0.01, 2
 """Two validations running 1% above the best: one may be noise of a small held-out set."""
+ANSWERS_TIMES = 3
+"""Of answers fewer are held out: that each of three validations is above the one before it by
+chance happens to one in 24 orders, and seldom while training gets better."""
 VANISHED_RATE, VANISHED_STEPS, VANISHED_SHARE = 1e-4, 100, 0.05
 """A decay to zero ends below a ten-thousandth for a ten-thousandth of its steps, not for 5%."""
 
@@ -124,6 +128,8 @@ class Rising(Rule):
             self._reset()
         if event["event"] != "step" or "skipped" in event:  # skipped ones taught nothing
             return None
+        if learns_preferences(event):
+            return None  # near 0 a hundredth more means nothing: see alerts_of_preferences
         self.block.append(number(event["loss"]))
         if len(self.block) < RISE_BLOCK:
             return None
@@ -159,35 +165,47 @@ class Overfitting(Rule):
     def _reset(self) -> None:
         self.losses.clear()
         self.best: tuple[float, float, int] | None = None  # bits per byte, training loss, step
-        self.above = 0
+        self.above = self.harder = 0
+        self.last = math.inf
         self._end()
 
     def observe(self, event: Event) -> Alert | None:
         if event["event"] in ("start", "stage"):
             self._reset()
-        if event["event"] == "step" and "skipped" not in event:
+        if event["event"] == "step" and "skipped" not in event and not learns_preferences(event):
             self.losses.append(number(event["loss"]))
         if event["event"] != "validation" or not self.losses:
             return None
         value, training = number(event["bits_per_byte"]), fmean(self.losses)
+        self.harder = self.harder + 1 if value > self.last else 0
+        self.last = value
         if self.best is None or value < self.best[0]:
             self.best, self.above = (value, training, event["step"]), 0
             self._end()
             return None
-        if value <= self.best[0] * (1 + OVERFIT) or training >= self.best[1]:
+        answers = self.facts.learns_answers
+        rising = answers and self.harder >= ANSWERS_TIMES
+        if training >= self.best[1] or (value <= self.best[0] * (1 + OVERFIT) and not rising):
             self.above = 0
             self._end()
             return None
         self.above += 1
-        if self.above < OVERFIT_TIMES:
+        if self.above < OVERFIT_TIMES and not rising:
             return None
+        what, data = ("answers get", "conversations") if answers else ("text gets", "data")
+        action = (
+            f"Train for fewer epochs ({self.facts.stage_setting('tokens')}), or let the run end by "
+            "itself with `--set validation.patience=3`"
+            if answers
+            else "Train on fewer tokens (fewer epochs) or on more text"
+        )
         return self._raise(
             event["step"],
-            f"held-out text gets harder ({value:.4f} bits per byte, {self.best[0]:.4f} at step "
-            f"{self.best[2]}) while the training loss still falls: the model learns its data by "
+            f"held-out {what} harder ({value:.4f} bits per byte, {self.best[0]:.4f} at step "
+            f"{self.best[2]}) while the training loss still falls: the model learns its {data} by "
             "heart",
-            "Train on fewer tokens (fewer epochs) or on more text; "
-            "`--set checkpoints.final=best` makes final/ from the best checkpoint that is kept",
+            f"{action}; `--set checkpoints.final=best` makes final/ from the best checkpoint that "
+            "is kept",
         )
 
 

@@ -11,6 +11,12 @@ from llamita.errors import UserError
 from llamita.reporting.alerts import Alert, AlertFinder
 from llamita.reporting.charts import History
 from llamita.reporting.events import Event, read_events
+from llamita.reporting.tuning_events import (
+    bits_per_byte_of,
+    interval_of,
+    is_chat,
+    learns_preferences,
+)
 
 # Reading this much takes a second or two; the plots of a longer run begin where it went on.
 _MOST_HISTORY_BYTES = 64 * 2**20
@@ -23,6 +29,7 @@ class RunState:
     run: str = ""
     name: str = ""
     parameters: int = 0
+    announced: Event = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     stages: list[dict[str, Any]] = field(default_factory=list)
     last_step: int = 0
@@ -44,6 +51,13 @@ class RunState:
     rate_history: History = field(default_factory=lambda: History(400))
     validations: list[tuple[int, float]] = field(default_factory=list)
     each_validation: dict[str, float] = field(default_factory=dict)
+    pair_validations: list[tuple[int, float]] = field(default_factory=list)
+    """Of held-out pairs: step, and the share whose chosen answer gained more."""
+    pair_margin: tuple[float, float, float] | None = None
+    """Mean and 95% interval over the last validation's pairs; None over several datasets."""
+    batch_accuracy: float | None = None
+    batch_margin: float | None = None
+    """Of the last step's pairs; None in a stage that learns no preferences."""
     mixture: dict[str, float] = field(default_factory=dict)
     saved: str | None = None
     saved_time: float | None = None
@@ -80,7 +94,7 @@ class RunState:
     def _on_start(self, event: Event) -> None:
         recipe = event.get("recipe") or {}
         self.run, self.name = event.get("run", ""), recipe.get("name", "")
-        self.parameters = event.get("parameters", 0)
+        self.parameters, self.announced = event.get("parameters", 0), event
         self.environment = event.get("environment") or {}
         self.stages = event.get("stages") or []
         self.last_step = event.get("last_step", 0)
@@ -109,6 +123,11 @@ class RunState:
         self.stage, self.learning_rate = event["stage"], float(event["learning_rate"])
         self.loss, self.grad_norm = float(event["loss"]), float(event["grad_norm"])
         self.skipped += "skipped" in event
+        if learns_preferences(event) != self.preferring:
+            self.loss_history = History()  # nats a token and nats a pair share no axis
+        known = learns_preferences(event)
+        self.batch_accuracy = float(event["accuracy"]) if known else None
+        self.batch_margin = float(event["margin"]) if known else None
         self.loss_history.add(self.step, self.loss)
 
     def _on_progress(self, event: Event) -> None:
@@ -119,6 +138,11 @@ class RunState:
     def _on_validation(self, event: Event) -> None:
         self.validations.append((event["step"], float(event["bits_per_byte"])))
         self.each_validation = {k: float(v) for k, v in event.get("datasets", {}).items()}
+
+    def _on_preference(self, event: Event) -> None:
+        self.pair_validations.append((event["step"], float(event["accuracy"])))
+        scores = list(event["datasets"].values())
+        self.pair_margin = interval_of(scores[0], "margin") if len(scores) == 1 else None
 
     def _on_sample(self, event: Event) -> None:
         self.samples = [*self.samples[-7:], (event["step"], event["prompt"], event["text"])]
@@ -132,14 +156,32 @@ class RunState:
     def _on_interrupted(self, event: Event) -> None:
         self.ended = "interrupted"
 
+    def _on_early_stop(self, event: Event) -> None:
+        self.ended = "early"
+
     def _on_end(self, event: Event) -> None:
-        self.ended = "done"
+        self.ended = self.ended or "done"
 
     # -- what follows from them ---------------------------------------------------------------
 
     @property
     def stage_record(self) -> dict[str, Any] | None:
         return next((s for s in self.stages if s["name"] == self.stage), None)
+
+    @property
+    def preferring(self) -> bool:
+        """Whether the last step learned preferences."""
+        return self.batch_margin is not None
+
+    @property
+    def chats(self) -> bool:
+        """Whether samples are answers to questions."""
+        return is_chat(self.announced.get("recipe") or {})
+
+    @property
+    def measure(self) -> str:
+        """What `validations` are."""
+        return "bits per byte" + bits_per_byte_of(self.announced, self.each_validation or None)
 
     @property
     def share_done(self) -> float:

@@ -82,6 +82,8 @@ def _overview(state: RunState, width: int, now: float) -> list[Line]:
         left = "compiling and timing a step" if compiling else "timing a step"
         if "eta_seconds" in state.progress:
             left = f"first steps; about {duration(float(state.progress['eta_seconds']))} to go"
+    elif state.ended == "early":
+        left = "ended early: no gain"
     else:
         left = (
             "done" if state.ended == "done" else f"ETA {duration(eta)}" if eta is not None else ""
@@ -153,6 +155,8 @@ def _plots(state: RunState, width: int, height: int) -> list[Line]:
     rate = float(state.progress.get("tokens_per_second", 0.0))
     speed = f"{rate / 1000:.1f}k tokens/s" if rate else ""
     norm = "" if state.grad_norm is None else f"norm {state.grad_norm:.2f}"
+    if state.batch_margin is not None:
+        norm += f", margin {state.batch_margin:.2f}"
     points = state.loss_history.points
     if width + 4 < _WIDE:
         room = height - 1 if height >= 5 else height
@@ -210,7 +214,9 @@ def _plot(
 def _facts(state: RunState, width: int, now: float) -> list[Line]:
     """The most important first: a small window drops the last."""
     progress, lines = state.progress, []
-    if state.validations:
+    if state.preferring or (state.pair_validations and not state.ready):
+        lines.append(_pairs(state, width))
+    elif state.validations:
         lines.append(_validation(state, width))
     machine: Line = []
     if "memory_bytes" in progress:
@@ -238,7 +244,7 @@ def _facts(state: RunState, width: int, now: float) -> list[Line]:
 
 def _validation(state: RunState, width: int) -> Line:
     values = [value for _, value in state.validations]
-    line: Line = [("bits per byte ", "dim"), (f"{values[-1]:.4f}", "value")]
+    line: Line = [(f"{state.measure} ", "dim"), (f"{values[-1]:.4f}", "value")]
     best = min(values)
     if values[-1] > best:
         line.append((f" (best {best:.4f})", "dim"))
@@ -248,6 +254,29 @@ def _validation(state: RunState, width: int) -> Line:
     if len(state.each_validation) > 1 and width >= 60:
         each = "  ".join(f"{name} {value:.4f}" for name, value in state.each_validation.items())
         line.append((f"  {each}", "dim"))
+    return _clip(line, width)
+
+
+def _pairs(state: RunState, width: int) -> Line:
+    """How many held-out pairs are told right, and by how much; before any, the last batch's."""
+    if not state.pair_validations:
+        right, margin = state.batch_accuracy, state.batch_margin
+        batch: Line = [("pairs told right ", "dim"), (f"{right:.1%}", "value")]
+        return _clip([*batch, (f" of the last batch, margin {margin:.3f}", "dim")], width)
+    values = [value for _, value in state.pair_validations]
+    line: Line = [("held-out pairs told right ", "dim"), (f"{values[-1]:.1%}", "value")]
+    if values[-1] < max(values):
+        line.append((f" (best {max(values):.1%})", "dim"))
+    if state.pair_margin is not None:
+        mean, low, high = state.pair_margin
+        line += [("  margin ", "dim"), (f"{mean:.3f}", "value")]
+        if width >= 60:
+            # Without the reference's own zero before the first step, which says nothing.
+            effect = ", no effect" if low <= 0 <= high and len(values) > 1 else ""
+            line.append((f" ({low:.3f} to {high:.3f}{effect})", "dim"))
+    if len(values) > 1:
+        spark = sparkline(values, min(24, max(6, width // 4)))
+        line += [(" ", ""), (spark, "bits")]
     return _clip(line, width)
 
 
@@ -269,10 +298,11 @@ def _sample(state: RunState, width: int, rows: int) -> list[Line]:
     # Prompts take turns, so that each is seen.
     latest = [sample for sample in state.samples if sample[0] == state.samples[-1][0]]
     step, prompt, text = latest[int(state.step) // 50 % len(latest)]
-    shown = f"{prompt}{text}".replace("\r", "").replace("\n", "↵").replace("\t", " ")
+    between = " → " if state.chats else ""
+    shown = f"{prompt}{between}{text}".replace("\r", "").replace("\n", "↵").replace("\t", " ")
     shown = "".join(c if c.isprintable() else "·" for c in shown)
     lines: list[Line] = [[(f"sample at step {step:,}", "dim")]]
-    prefix = len(prompt.replace("\r", ""))
+    prefix = len((prompt + between).replace("\r", ""))
     for number, piece in enumerate(_wrap(shown, width - 2)[: rows - 1]):
         start = prefix if number == 0 else 0
         lines.append([("  ", ""), (piece[:start], "accent"), (piece[start:], "text")])

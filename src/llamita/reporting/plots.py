@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llamita.errors import UserError
+from llamita.planning.quantities import number
 from llamita.planning.quantities import tokens as short
 from llamita.reporting.plot_style import COLOURS, STYLE, require_matplotlib
 from llamita.reporting.report_figures import Curve, Figure, figures, label_runs, table_of
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 OVERVIEW = ("loss", "bits_per_byte", "learning_rate", "tokens_per_second")
 SINGLES = ("loss", "bits_per_byte", "learning_rate", "grad_norm", "tokens_per_second")
+OF_PREFERENCES = ("loss", "preference_accuracy", "preference_margin", "rewards")
+"""The overview, and the files, of runs that learned preferences."""
 _DPI = 160
 _OVERVIEW_INCHES, _SINGLE_INCHES = (10.0, 6.6), (10.0, 4.4)
 _DASHES = ("-", "--", ":", "-.")
@@ -67,7 +70,9 @@ def write_plots(runs: Sequence[RunRecord], folder: Path) -> list[Path]:
     import matplotlib
 
     known = {figure.key for figure in figures(runs)}
-    wanted = {"overview": OVERVIEW} | {key: (key,) for key in SINGLES if key in known}
+    overview = OF_PREFERENCES if known & {*OF_PREFERENCES[1:]} else OVERVIEW
+    singles = dict.fromkeys((*SINGLES, *OF_PREFERENCES))
+    wanted = {"overview": overview} | {key: (key,) for key in singles if key in known}
     paths = []
     for name, keys in wanted.items():
         path = folder / f"{name}.png"
@@ -86,6 +91,9 @@ def _title(runs: Sequence[RunRecord]) -> str:
     if len(runs) > 1:
         title = ", ".join(label_runs(runs))
         return title if len(title) <= 80 else f"{len(runs)} runs"
+    if runs[0].ends_with_preferences:
+        right = runs[0].preference.columns["accuracy"]
+        return runs[0].name + (f": {number(right[-1]):.1%} of pairs told right" if right else "")
     bits = runs[0].bits_per_byte
     return runs[0].name + (f": {bits:.4f} bits per byte" if math.isfinite(bits) else "")
 
@@ -97,9 +105,12 @@ def _draw(panel: Axes, figure: Figure, runs: Sequence[RunRecord]) -> None:
     if len(runs) == 1:
         _stages(panel, runs[0])
     units = {
-        "loss": "nats a token",
+        "loss": "nats a pair" if runs[0].ends_with_preferences else "nats a token",
         "bits_per_byte": "bits per byte",
         "tokens_per_second": "tokens/s",
+        "preference_accuracy": "%",
+        "preference_margin": "β × nats",
+        "rewards": "β × nats",
     }
     panel.set_title(figure.title)
     panel.set_ylabel(units.get(figure.key, ""))
@@ -123,6 +134,9 @@ def _curve(panel: Axes, curve: Curve, runs: Sequence[RunRecord], factor: float) 
     values = finite(table.columns[curve.column]) * factor
     style: dict[str, Any] = {"color": COLOURS[curve.colour], "linestyle": _DASHES[curve.dash % 4]}
     skipped = [row for row, kind in enumerate(table.columns.get("skipped", [])) if kind is not None]
+    if curve.band is not None:
+        low, high = (finite(table.columns[name]) * factor for name in curve.band)
+        panel.fill_between(steps, low, high, color=COLOURS[curve.colour], alpha=0.16, linewidth=0)
     if curve.smoothed is None:
         marker: dict[str, Any] = {"marker": "o", "markersize": 3} if len(steps) <= 60 else {}
         panel.plot(steps, values, label=curve.label, linewidth=1.6, **style, **marker)
@@ -139,6 +153,6 @@ def _curve(panel: Axes, curve: Curve, runs: Sequence[RunRecord], factor: float) 
 
 
 def _stages(panel: Axes, run: RunRecord) -> None:
-    for number, span in enumerate(run.stages):
-        colour = "#e7eef3" if number % 2 else "#f6f3ec"
+    for place, span in enumerate(run.stages):
+        colour = "#e7eef3" if place % 2 else "#f6f3ec"
         panel.axvspan(span.start[0], span.end[0], color=colour, zorder=0, linewidth=0)

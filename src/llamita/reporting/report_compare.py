@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from llamita.planning.quantities import number
 from llamita.reporting import report_html as html
 from llamita.reporting.report_figures import NUM_COLOURS, label_runs
 from llamita.reporting.report_html import text
@@ -25,6 +26,7 @@ def comparison(runs: Sequence[RunRecord]) -> str:
     labels = label_runs(runs)
     finals = [run.bits_per_byte for run in runs]
     known = [value for value in finals if math.isfinite(value)]
+    pairs = any(len(run.preference) for run in runs)
     rows = []
     for index, (run, label, final) in enumerate(zip(runs, labels, finals, strict=True)):
         best = _best(run)
@@ -35,6 +37,7 @@ def comparison(runs: Sequence[RunRecord]) -> str:
                 swatch(index) + text(label),
                 f"<strong>{shown}</strong>" if winner else shown,
                 best,
+                *([pairs_right(run)] if pairs else []),
                 text(html.amount(run.tokens_trained)),
                 text(html.whole(run.last_step)),
                 text(html.whole(run.tokens_per_second)),
@@ -43,9 +46,16 @@ def comparison(runs: Sequence[RunRecord]) -> str:
                 text(run.state),
             ]
         )
-    headings = ["Run", "Bits per byte, final", "Best", "Tokens", "Steps", "Tokens a second"]
-    headings += ["Time", "Parameters", "State"]
+    headings = ["Run", "Bits per byte, final", "Best"]
+    headings += ["Pairs told right"] if pairs else []
+    headings += ["Tokens", "Steps", "Tokens a second", "Time", "Parameters", "State"]
     return html.table(headings, rows, style="numbers compare") + _differences(runs, labels)
+
+
+def pairs_right(run: RunRecord) -> str:
+    """Of held-out pairs, at the last validation."""
+    values = run.preference.columns["accuracy"]
+    return html.per_cent(number(values[-1])) if values else "–"
 
 
 def _best(run: RunRecord) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from llamita.planning.quantities import number
 from llamita.reporting.report_records import DATASET, RunRecord
 from llamita.reporting.report_series import Table, finite
+from llamita.reporting.tuning_events import bits_per_byte_of, learns_preferences
 
 NUM_COLOURS = 7
 """Colours that the page's style defines, told apart with any common colour blindness."""
@@ -30,6 +31,8 @@ class Curve:
     colour: int
     dash: int = 0
     smoothed: str | None = None
+    band: tuple[str, str] | None = None
+    """Columns of a lower and an upper end, between which the curve's colour is laid."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Figure:
 
 
 def table_of(run: RunRecord, name: str) -> Table:
-    """`steps`, `progress` or `validation`."""
+    """`steps`, `progress`, `validation` or `preference`."""
     table = getattr(run, name)
     assert isinstance(table, Table)
     return table
@@ -79,7 +82,11 @@ def label_runs(runs: Sequence[RunRecord]) -> list[str]:
 
 def figures(runs: Sequence[RunRecord]) -> list[Figure]:
     """The figures that have something to show."""
-    return [figure for figure in (*_of_learning(runs), *_of_machine(runs)) if figure.curves]
+    return [figure for figure in _all_figures(runs) if figure.curves]
+
+
+def _all_figures(runs: Sequence[RunRecord]) -> list[Figure]:
+    return [*_of_learning(runs), *_of_preferences(runs), *_of_machine(runs)]
 
 
 def _of_learning(runs: Sequence[RunRecord]) -> list[Figure]:
@@ -87,8 +94,8 @@ def _of_learning(runs: Sequence[RunRecord]) -> list[Figure]:
         Figure(
             "loss",
             "Training loss",
-            "Nats a token of each step's batch, faint; its centred mean over 2% of the steps, bold."
-            " Crosses are skipped steps.",
+            f"{_loss_unit(runs)} of each step's batch, faint; its centred mean over 2% of the "
+            "steps, bold. Crosses are skipped steps.",
             "number",
             _each(runs, "steps", "loss", "loss_smoothed"),
             wide=True,
@@ -97,7 +104,7 @@ def _of_learning(runs: Sequence[RunRecord]) -> list[Figure]:
         Figure(
             "bits_per_byte",
             "Validation",
-            "Bits per byte of held-out text; lower is better.",
+            f"Bits per byte of held-out {_held_out(runs)}; lower is better.",
             "number",
             _validation(runs),
             wide=True,
@@ -121,6 +128,129 @@ def _of_learning(runs: Sequence[RunRecord]) -> list[Figure]:
             log=True,
         ),
     ]
+
+
+def _loss_unit(runs: Sequence[RunRecord]) -> str:
+    pairs = [bool(finite(run.steps.columns.get("margin", [])).size) for run in runs]
+    if not any(pairs):
+        return "Nats a token"
+    tokens = [not learns_preferences(event) for run in runs for event in run.of("step")]
+    return "Nats a token, or nats a pair of preferences," if any(tokens) else "Nats a pair"
+
+
+def _held_out(runs: Sequence[RunRecord]) -> str:
+    found = {measured_on(run).removeprefix(" of ") or "text" for run in runs if run.validation}
+    return found.pop() if len(found) == 1 else "text or answers" if found else "text"
+
+
+def measured_on(run: RunRecord) -> str:
+    """What a run's bits per byte are of, to be put after them: "", " of answers", …"""
+    names = [n.removeprefix(DATASET) for n in run.validation.columns if n.startswith(DATASET)]
+    return bits_per_byte_of(run.announced[-1] if run.announced else {}, names or None)
+
+
+def _of_preferences(runs: Sequence[RunRecord]) -> list[Figure]:
+    """Nothing for runs that learned none. The reference's reward is 0 by definition, and it would
+    be right about as many pairs as wrong."""
+    return [
+        Figure(
+            "preference_margin",
+            "Reward margin",
+            "Of pairs held out, chosen less rejected, with its 95% confidence interval; where that "
+            "holds 0, nothing is shown to have been learnt." + _beside_training(runs),
+            "number",
+            [*_held_out_pairs(runs, "margin"), *_of_batches(runs, "margin")],
+            levels=[Level(0.0, "reference")] if _held_out_pairs(runs, "margin") else [],
+        ),
+        Figure(
+            "preference_accuracy",
+            "Pairs told right",
+            "How often the chosen answer gained more than the rejected one, of pairs held out, "
+            "with its 95% confidence interval; 50% is no better than chance."
+            + _beside_training(runs),
+            "share",
+            [*_held_out_pairs(runs, "accuracy"), *_of_batches(runs, "accuracy")],
+        ),
+        Figure(
+            "rewards",
+            "Rewards",
+            "β times how much likelier than by the reference model an answer has become, of each "
+            "step's batch, faint; centred mean, bold. Both may fall while the margin grows.",
+            "number",
+            _rewards(runs),
+        ),
+        Figure(
+            "preference_loss",
+            "Loss of pairs held out",
+            "Nats a pair; lower is better.",
+            "number",
+            [
+                Curve(
+                    index,
+                    "preference",
+                    "loss",
+                    "held out" if len(runs) == 1 else label,
+                    index % NUM_COLOURS,
+                    dash=index // NUM_COLOURS,
+                )
+                for index, (run, label) in enumerate(zip(runs, label_runs(runs), strict=True))
+                if _has_values(run, "preference", "loss")
+            ],
+            log=True,
+        ),
+    ]
+
+
+def _beside_training(runs: Sequence[RunRecord]) -> str:
+    return " Dashed: the training batches' centred mean." if len(runs) == 1 else ""
+
+
+def _held_out_pairs(runs: Sequence[RunRecord], what: str) -> list[Curve]:
+    labels, found = label_runs(runs), []
+    for index, run in enumerate(runs):
+        prefix = f"{what}/mean/"
+        names = [
+            column.removeprefix(prefix)
+            for column in run.preference.columns
+            if column.startswith(prefix) and _has_values(run, "preference", column)
+        ]
+        for place, name in enumerate(names):
+            own = "held out" if len(names) == 1 else name
+            colour = place if len(runs) == 1 else index
+            found.append(
+                Curve(
+                    index,
+                    "preference",
+                    prefix + name,
+                    own if len(runs) == 1 else labels[index] + (f": {name}" if names[1:] else ""),
+                    colour % NUM_COLOURS,
+                    dash=0 if len(runs) == 1 else place,
+                    band=(f"{what}/low/{name}", f"{what}/high/{name}"),
+                )
+            )
+    return found
+
+
+def _of_batches(runs: Sequence[RunRecord], what: str) -> list[Curve]:
+    """The training batches' mean beside the held-out pairs of a single run."""
+    mean = f"{what}_smoothed"
+    if len(runs) != 1 or not _has_values(runs[0], "steps", mean):
+        return []
+    return [Curve(0, "steps", mean, "training batches", 4, dash=1)]
+
+
+def _rewards(runs: Sequence[RunRecord]) -> list[Curve]:
+    labels, found = label_runs(runs), []
+    for index, run in enumerate(runs):
+        for place, kind in enumerate(("chosen", "rejected")):
+            column = f"rewards_{kind}"
+            if _has_values(run, "steps", column):
+                own = len(runs) == 1
+                label = kind if own else f"{labels[index]}: {kind}"
+                colour = (2, 1)[place] if own else index % NUM_COLOURS
+                mean = f"{column}_smoothed"
+                found.append(Curve(index, "steps", column, label, colour, place, mean))
+    return found
 
 
 def _of_machine(runs: Sequence[RunRecord]) -> list[Figure]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.resources import files
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import llamita
 from llamita.reporting import report_html as html
 from llamita.reporting import report_sections as sections
+from llamita.reporting import report_tuning as tuning
 from llamita.reporting.report_compare import comparison, swatch
 from llamita.reporting.report_figures import Figure, figures, label_runs
 from llamita.reporting.report_html import text
@@ -39,8 +40,8 @@ def render(runs: Sequence[RunRecord]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
         f"<title>{text(names)} · llamita report</title>\n<style>\n{style}</style>\n</head>\n"
-        f"<body>\n{_header(runs)}\n<main>\n{_plots(runs, shown)}\n{_rest(runs)}\n</main>\n"
-        f"{_footer(runs)}\n"
+        f"<body>\n{_header(runs)}\n<main>\n{_answers(runs)}{_plots(runs, shown)}\n"
+        f"{_rest(runs)}\n</main>\n{_footer(runs)}\n"
         f'<script type="application/json" id="report-data">{_data(runs, shown)}</script>\n'
         f"<script>{script}</script>\n</body>\n</html>\n"
     )
@@ -80,7 +81,7 @@ def _header(runs: Sequence[RunRecord]) -> str:
     about = f'<p class="about">{text(description)}</p>' if description else ""
     return (
         f'<header><div class="top">{kicker}{theme}</div><h1>{text(run.name)}</h1>{about}'
-        f'<p class="lead">{_lead(run)}</p>{_tiles(run)}</header>'
+        f'<p class="lead">{_lead(run)}</p>{tuning.adapter(run)}{_tiles(run)}</header>'
     )
 
 
@@ -105,11 +106,9 @@ def _tiles(run: RunRecord) -> str:
     many = f"{processes} × " if isinstance(processes, int) and processes > 1 else ""
     mfu = finite(run.progress.columns["mfu"])
     share = float(mfu[mfu == mfu].mean()) if (mfu == mfu).any() else math.nan
-    first = finite(run.validation.columns["bits_per_byte"][:1])
-    began = f"from {first[0]:.4f}" if len(first) and first[0] == first[0] else ""
     rate = run.tokens_per_second
     found = [
-        ("Bits per byte", html.decimal(run.bits_per_byte), began),
+        tuning.headline(run),
         ("Parameters", html.amount(run.num_parameters), html.whole(run.num_parameters)),
         ("Tokens", html.amount(run.tokens_trained), html.whole(run.tokens_trained)),
         ("Time", html.seconds(run.seconds), "pauses left out"),
@@ -125,6 +124,30 @@ def _tiles(run: RunRecord) -> str:
         for name, value, note in found
     )
     return f'<dl class="tiles">{tiles}</dl>'
+
+
+# -- answers ------------------------------------------------------------------------------------
+
+
+def _answers(runs: Sequence[RunRecord]) -> str:
+    """Before the plots, because it is what a run that tunes is for."""
+    if not any(tuning.has_before(run) for run in runs):
+        return ""
+    note = f'<p class="note">{text(tuning.BEFORE_NOTE)}</p>'
+    body = _of_each(runs, tuning.before_and_after)
+    return html.section("answers", "Before and after", note + body) + "\n"
+
+
+def _of_each(runs: Sequence[RunRecord], make: Callable[[RunRecord], str]) -> str:
+    """One run's part, or each run's under its name."""
+    if len(runs) == 1:
+        return make(runs[0])
+    labels = label_runs(runs)
+    return "".join(
+        f'<div class="of-run"><h3 class="run-name">{swatch(index)}{text(labels[index])}</h3>'
+        f"{make(run)}</div>"
+        for index, run in enumerate(runs)
+    )
 
 
 # -- plots --------------------------------------------------------------------------------------
@@ -190,6 +213,7 @@ def _thinned(run: RunRecord, label: str) -> str:
             (run.steps, "steps"),
             (run.progress, "progress lines"),
             (run.validation, "validations"),
+            (run.preference, "validations of pairs"),
         )
         if table.thinned
     ]
@@ -206,26 +230,23 @@ def _thinned(run: RunRecord, label: str) -> str:
 # -- the rest -----------------------------------------------------------------------------------
 
 
+_PREFERENCES = ("preferences", "Preferences", tuning.preferences, tuning.PREFERENCES_NOTE)
+
+
 def _rest(runs: Sequence[RunRecord]) -> str:
     parts = [
+        *([_PREFERENCES] if any(len(run.preference) for run in runs) else []),
         ("plan", "Plan and outcome", sections.plan_against_achieved, sections.PLAN_NOTE),
         ("mixture", "Mixture, asked and reached", sections.mixture, ""),
         ("incidents", "Incidents", sections.incidents, ""),
         ("samples", "Samples along training", sections.samples, ""),
         ("reproduce", "Do it again", sections.reproduce, ""),
     ]
-    labels = label_runs(runs)
     found = []
     for key, title, make, note in parts:
-        if len(runs) == 1:
-            body = make(runs[0])
-        else:
-            body = "".join(
-                f'<div class="of-run"><h3 class="run-name">{swatch(index)}{text(labels[index])}'
-                f"</h3>{make(run)}</div>"
-                for index, run in enumerate(runs)
-            )
-            body = f'<div class="beside">{body}</div>' if key == "samples" else body
+        body = _of_each(runs, make)
+        if key == "samples" and len(runs) > 1:
+            body = f'<div class="beside">{body}</div>'
         about = f'<p class="note">{text(note)}</p>' if note else ""
         found.append(html.section(key, title, about + body))
     return "\n".join(found)
@@ -257,6 +278,7 @@ def _data(runs: Sequence[RunRecord], shown: Sequence[Figure]) -> str:
                 "steps": _columns(run.steps),
                 "progress": _columns(run.progress),
                 "validation": _columns(run.validation),
+                **({"preference": _columns(run.preference)} if len(run.preference) else {}),
                 "stages": [asdict(span) for span in run.stages],
                 "checkpoints": run.checkpoints,
                 "resumes": run.resumes,

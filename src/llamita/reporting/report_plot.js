@@ -45,7 +45,12 @@ class Plot {
     for (const curve of this.curves()) {
       const xs = this.xs(curve), ys = this.taken(curve);
       const [from, to] = this.shown(xs);
-      for (let i = from; i < to; i++) if (xs[i] >= left && xs[i] <= right) add(ys[i]);
+      const ends = (curve.band || []).map((name) => column(curve.run, curve.table, name));
+      for (let i = from; i < to; i++) {
+        if (xs[i] < left || xs[i] > right) continue;
+        add(ys[i]);
+        ends.forEach((values) => add(values[i]));
+      }
     }
     if (!state.range) this.figure.levels.forEach((level) => add(level.value));
     if (!(high >= low)) [low, high] = this.log ? [0.1, 1] : [0, 1];
@@ -168,10 +173,22 @@ class Plot {
     return `<path class="line ${style}" d="${d}"/>`;
   }
 
+  band(curve, xs, style) { // the area between two columns, where both are known
+    const [low, high] = curve.band.map((name) => column(curve.run, curve.table, name));
+    const [from, to] = this.shown(xs), there = [], back = [];
+    for (let i = from; i < to; i++) {
+      if (!Number.isFinite(low[i] + high[i]) || (this.log && low[i] <= 0)) continue;
+      there.push(`${this.x(xs[i]).toFixed(1)} ${this.y(high[i]).toFixed(1)}`);
+      back.unshift(`${this.x(xs[i]).toFixed(1)} ${this.y(low[i]).toFixed(1)}`);
+    }
+    return there.length ? `<path class="interval ${style}" d="M${[...there, ...back].join("L")}Z"/>` : "";
+  }
+
   curve(curve) {
     const xs = this.xs(curve), ys = this.taken(curve), style = `c${curve.colour} d${curve.dash % 4}`;
     const [from, to] = this.shown(xs);
-    let found = this.path(xs, ys, curve.smoothed ? `raw ${style}` : style);
+    let found = curve.band ? this.band(curve, xs, style) : "";
+    found += this.path(xs, ys, curve.smoothed ? `raw ${style}` : style);
     if (curve.smoothed) found += this.path(xs, column(curve.run, curve.table, curve.smoothed), style);
     if (to - from <= 60) {
       for (let i = from; i < to; i++) {

@@ -12,17 +12,36 @@ from typing import Any
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from llamita.errors import UserError
-from llamita.planning.quantities import duration, number
+from llamita.planning.quantities import number
 from llamita.reporting.events import Event, read_events
-from llamita.reporting.report_series import Table, elapsed_seconds, finite, recorded, smoothed, thin
+from llamita.reporting.report_incidents import Incident, incidents_of
+from llamita.reporting.report_series import (
+    Floats,
+    Table,
+    elapsed_seconds,
+    finite,
+    recorded,
+    smoothed,
+    thin,
+)
+from llamita.reporting.tuning_events import (
+    ENDS,
+    METRICS,
+    interval_of,
+    learns_preferences,
+    mapping,
+)
 
 _PROGRESS = ("tokens_per_second", "mfu", "memory_bytes", "data_wait")
 _FIELDS: dict[str, tuple[str, ...]] = {
     "step": ("tokens", "loss", "grad_norm", "learning_rate"),
     "progress": _PROGRESS,
     "validation": ("bits_per_byte",),
+    "preference": ("loss", "accuracy", "datasets"),
+    "early_stop": ("measure", "value", "validations"),
     **dict.fromkeys(("start", "resume", "probe", "stage", "sample", "mixture"), ()),
     **dict.fromkeys(("checkpoint", "interrupted", "end"), ()),
 }
@@ -30,6 +49,8 @@ _FIELDS: dict[str, tuple[str, ...]] = {
 POSITIONS = ("step", "tokens", "seconds")
 DATASET = "datasets/"
 """Prefix of the columns that hold one dataset's bits per byte."""
+INTERVALS = ("margin", "accuracy")
+"""Of held-out pairs: columns `margin/mean/NAME`, `margin/low/NAME` and so on, a dataset each."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +60,6 @@ class Span:
     name: str
     start: tuple[float, float, float]
     end: tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class Incident:
-    """Something that a reader should know of. `time` is Unix seconds, or NaN."""
-
-    step: int
-    kind: str
-    what: str
-    time: float = math.nan
-    action: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,8 @@ class RunRecord:
     steps: Table
     progress: Table
     validation: Table
+    preference: Table
+    """Held-out pairs; empty for a run that learned no preferences."""
     stages: Sequence[Span]
     checkpoints: Sequence[tuple[float, float, float]]
     resumes: Sequence[tuple[float, float, float]]
@@ -124,6 +136,11 @@ class RunRecord:
         return number(values[-1]) if values else math.nan
 
     @property
+    def ends_with_preferences(self) -> bool:
+        """Whether the last step learned preferences: what the run is judged by then."""
+        return learns_preferences(self.last("step"))
+
+    @property
     def tokens_trained(self) -> int:
         """Tokens that this run itself trained on."""
         tokens = finite(self.steps.columns["tokens"])
@@ -137,7 +154,7 @@ class RunRecord:
         telling = ("start", "resume", "step", "interrupted", "end")
         last = next((e for e in reversed(self.events) if e["event"] in telling), {"event": ""})
         if last["event"] == "end":
-            return "finished"
+            return "finished early" if self.last("early_stop") else "finished"
         if last["event"] == "interrupted":
             return f"interrupted at step {last.get('step', 0):,}"
         if not len(self.steps):
@@ -172,13 +189,18 @@ def read_run(directory: Path) -> RunRecord:
         events=events,
         recipe_text=text,
         recipe=recipe,
-        steps=thin(steps, ("loss", "grad_norm", "learning_rate"), skipped),
+        steps=thin(
+            steps,
+            ("loss", "grad_norm", "learning_rate", *(name for name in METRICS if name in steps)),
+            skipped,
+        ),
         progress=_progress(events, place),
         validation=_validation(events, place),
+        preference=_preference(events, place),
         stages=_stages(events, place),
         checkpoints=_places_of("checkpoint", events, place),
         resumes=_places_of("resume", events, place),
-        incidents=_incidents(events, steps),
+        incidents=incidents_of(events, steps),
         not_understood=len(told) - len(events),
         seconds=elapsed[-1],
         tokens_per_second=_mean_rate(events, place),
@@ -261,12 +283,24 @@ def _steps(events: Sequence[Event], elapsed: Sequence[float]) -> dict[str, list[
     }
     columns["seconds"] = [seconds for _, seconds in found]
     left_out = np.array([kind is not None for kind in columns["skipped"]], dtype=bool)
-    for name in ("loss", "grad_norm"):
-        mean = smoothed(finite(columns[name]), left_out)
+    pairs = np.array([learns_preferences(event) for event, _ in found], dtype=bool)
+    if pairs.any():
+        columns |= {name: [recorded(event.get(name)) for event, _ in found] for name in METRICS}
+    for name in ("loss", "grad_norm", *(name for name in METRICS if name in columns)):
+        mean = _smoothed_by_unit(finite(columns[name]), left_out, pairs)
         columns[f"{name}_smoothed"] = [
             float(f"{value:.6g}") if math.isfinite(value) else None for value in mean
         ]
     return columns
+
+
+def _smoothed_by_unit(
+    values: Floats, left_out: NDArray[np.bool_], pairs: NDArray[np.bool_]
+) -> Floats:
+    """A loss is nats a token or nats a pair: no mean is of both."""
+    cuts = np.flatnonzero(np.diff(pairs)) + 1
+    parts = zip(np.split(values, cuts), np.split(left_out, cuts), strict=True)
+    return np.concatenate([smoothed(part, out) for part, out in parts])
 
 
 def _progress(events: Sequence[Event], place: _Place) -> Table:
@@ -311,6 +345,21 @@ def _validation(events: Sequence[Event], place: _Place) -> Table:
     return thin(columns, [name for name in columns if name not in POSITIONS])
 
 
+def _preference(events: Sequence[Event], place: _Place) -> Table:
+    found = list({event["step"]: event for event in _all(events, "preference")}.values())
+    names = dict.fromkeys(name for event in found for name in mapping(event, "datasets"))
+    columns = _positions(found, place)
+    for key in ("loss", "accuracy"):
+        columns[key] = [recorded(event.get(key)) for event in found]
+    for name in names:
+        scores = [mapping(event, "datasets").get(name) for event in found]
+        for what in INTERVALS:
+            intervals = [interval_of(score, what) for score in scores]
+            for column, end in zip(zip(*intervals, strict=True), ENDS, strict=True):
+                columns[f"{what}/{end}/{name}"] = [recorded(value) for value in column]
+    return thin(columns, [name for name in columns if name not in POSITIONS])
+
+
 def _positions(found: Sequence[Event], place: _Place) -> dict[str, list[Any]]:
     places = [place.of(event) for event in found]
     return {
@@ -342,60 +391,3 @@ def _stages(events: Sequence[Event], place: _Place) -> list[Span]:
         for event, end in zip(begun, ends, strict=True)
         if end[0] > event["step"]
     ]
-
-
-# -- incidents --------------------------------------------------------------------------------
-
-
-def _incidents(events: Sequence[Event], steps: Mapping[str, list[Any]]) -> list[Incident]:
-    found = _skips(steps) + _stops(events)
-    return sorted(found, key=lambda incident: incident.step)
-
-
-def _skips(steps: Mapping[str, list[Any]]) -> list[Incident]:
-    """Skipped steps; those of one kind that follow on one another are one incident."""
-    groups: list[tuple[int, int, str]] = []
-    for row, kind in enumerate(steps["skipped"]):
-        if kind is None:
-            continue
-        if groups and groups[-1][1] == row - 1 and groups[-1][2] == kind:
-            groups[-1] = (groups[-1][0], row, kind)
-        else:
-            groups.append((row, row, str(kind)))
-    found = []
-    for first, last, kind in groups:
-        names = {"spike": "spike", "non_finite": "loss or gradient not finite"}
-        loss, norm = steps["loss"][first], steps["grad_norm"][first]
-        many = f"steps {steps['step'][first]:,} to {steps['step'][last]:,}, first with "
-        what = (
-            f"{names.get(kind, kind)}: {many if last > first else ''}loss {number(loss):.4g}, "
-            f"gradient norm {number(norm):.4g}; nothing of it reached the weights"
-        )
-        found.append(Incident(steps["step"][first], "skipped", what))
-    return found
-
-
-def _stops(events: Sequence[Event]) -> list[Incident]:
-    found = []
-    before: Event = {}
-    for event in events:
-        kind, step, time = event["event"], event.get("step"), number(event.get("time"))
-        if kind == "interrupted" and isinstance(step, int):
-            found.append(Incident(step, kind, "stopped by a signal, after saving", time))
-        if kind == "resume" and isinstance(step, int):
-            pause = time - number(before.get("time"))
-            died = before.get("event") not in ("interrupted", "end")
-            what = "a process ended without saying so; went on" if died else "went on"
-            what += f" from step {step:,}"
-            if math.isfinite(pause):
-                what += f", {duration(max(0.0, pause))} after the last event that stands"
-            changed = [str(key) for key in event.get("changed") or ()]
-            what += f"; changed: {', '.join(changed)}" if changed else "; nothing changed"
-            for warning in event.get("warnings") or ():
-                what += f"; {warning}"
-            found.append(Incident(step, "resumed", what, time))
-        if kind == "sink_failed" and isinstance(step, int):
-            what = f"{event.get('name')} failed and was left out: {event.get('error')}"
-            found.append(Incident(step, "tracking", what, time))
-        before = event
-    return found

@@ -13,10 +13,12 @@ from llamita.planning.quantities import number
 from llamita.reporting import report_html as html
 from llamita.reporting.alerts import find_alerts
 from llamita.reporting.events import Event
-from llamita.reporting.report_figures import estimate_total
+from llamita.reporting.report_figures import estimate_total, measured_on
 from llamita.reporting.report_html import text
-from llamita.reporting.report_records import DATASET, Incident, RunRecord
+from llamita.reporting.report_incidents import Incident
+from llamita.reporting.report_records import DATASET, RunRecord
 from llamita.reporting.report_series import finite
+from llamita.reporting.tuning_events import is_chat
 
 _SAMPLES_SHOWN = 6
 _INCIDENTS_SHOWN = 40
@@ -179,13 +181,19 @@ def _told(incident: Incident) -> str:
 # -- samples --------------------------------------------------------------------------------------
 
 
-def samples(run: RunRecord) -> str:
-    """What the model wrote as it learned, prompt by prompt."""
-    by_prompt: dict[str, dict[int, str]] = {}
+def samples_by_prompt(run: RunRecord) -> dict[str, dict[int, str]]:
+    """Prompt → step → what the model wrote to it."""
+    found: dict[str, dict[int, str]] = {}
     for event in run.of("sample"):
         if isinstance(event.get("step"), int):
-            texts = by_prompt.setdefault(str(event.get("prompt", "")), {})
+            texts = found.setdefault(str(event.get("prompt", "")), {})
             texts[event["step"]] = str(event.get("text", ""))
+    return found
+
+
+def samples(run: RunRecord) -> str:
+    """What the model wrote as it learned, prompt by prompt."""
+    by_prompt = samples_by_prompt(run)
     if not by_prompt:
         return (
             '<p class="note">None were asked for. Prompts under <code>samples.prompts</code> in '
@@ -199,18 +207,21 @@ def samples(run: RunRecord) -> str:
             places = np.linspace(0, len(steps) - 1, _SAMPLES_SHOWN).round().astype(int)
             chosen = [steps[place] for place in places]
         body += f'<article class="prompt"><h3><q>{text(prompt)}</q></h3>'
-        body += _samples_list(prompt, texts, chosen)
+        body += _samples_list(run, prompt, texts, chosen)
         rest = [step for step in steps if step not in set(chosen)]
         if rest:
-            body += html.folded(f"{len(rest):,} more", _samples_list(prompt, texts, rest))
+            body += html.folded(f"{len(rest):,} more", _samples_list(run, prompt, texts, rest))
         body += "</article>"
     return body
 
 
-def _samples_list(prompt: str, texts: Mapping[int, str], steps: Sequence[int]) -> str:
+def _samples_list(
+    run: RunRecord, prompt: str, texts: Mapping[int, str], steps: Sequence[int]
+) -> str:
+    # An answer stands by itself; a text goes on where its prompt ends.
+    given = "" if is_chat(run.recipe) else f'<span class="given">{text(prompt)}</span>'
     items = "".join(
-        f'<li><span class="at">step {step:,}</span><p><span class="given">{text(prompt)}</span>'
-        f"{text(texts[step])}</p></li>"
+        f'<li><span class="at">step {step:,}</span><p>{given}{text(texts[step])}</p></li>'
         for step in steps
     )
     return f'<ol class="samples">{items}</ol>'
@@ -239,7 +250,7 @@ def validation_table(run: RunRecord) -> str:
         for place in places
     ]
     headings = ["Step", "Tokens", "Together", *(name.removeprefix(DATASET) for name in names)]
-    title = "Bits per byte as a table"
+    title = f"Bits per byte{measured_on(run)} as a table"
     if len(places) < total:
         title += f" ({len(places)} of {total:,} validations)"
     return html.folded(title, html.table(headings, rows, style="numbers"))

@@ -24,6 +24,7 @@ import yaml
 from llamita.durable import replace_synced
 from llamita.errors import UserError, did_you_mean
 from llamita.reporting.events import Event, read_events
+from llamita.reporting.tuning_events import is_chat
 
 _PROJECT = "llamita"
 
@@ -88,6 +89,7 @@ def scalars(event: Event) -> dict[str, float]:
     match event["event"]:
         case "step":
             shown = {f"train/{key}": event[key] for key in _STEP if key in event}
+            shown |= {f"train/{tag}": event[key] for key, tag in _PAIRS.items() if key in event}
             shown["train/skipped"] = float("skipped" in event)
         case "progress":
             shown = {f"speed/{key}": event[key] for key in _PROGRESS if key in event}
@@ -95,13 +97,41 @@ def scalars(event: Event) -> dict[str, float]:
             shown = {"validation/bits_per_byte": event["bits_per_byte"]}
             for name, value in event.get("datasets", {}).items():
                 shown[f"validation/bits_per_byte/{name}"] = value
+        case "preference":
+            shown = _of_pairs(event)
         case _:
             shown = {}
     return {name: float(value) for name, value in shown.items()}  # "nan" and "inf" are strings
 
 
 _STEP = ("loss", "grad_norm", "learning_rate", "tokens")
+_PAIRS = {
+    "rewards_chosen": "rewards/chosen",
+    "rewards_rejected": "rewards/rejected",
+    "margin": "rewards/margins",
+    "accuracy": "rewards/accuracies",
+    "logps_chosen": "logps/chosen",
+    "logps_rejected": "logps/rejected",
+}
+"""Tags by which TRL logs the same, so that runs of both can be laid side by side."""
 _PROGRESS = ("tokens_per_second", "mfu", "memory_bytes", "data_wait")
+
+
+def _of_pairs(event: Event) -> dict[str, Any]:
+    """Held-out pairs: together, and each dataset's with its interval."""
+    shown = {"preference_loss": event["loss"], "rewards/accuracies": event["accuracy"]}
+    for name, score in event["datasets"].items():
+        shown[f"preference_loss/{name}"] = score["loss"]
+        for key in ("accuracy", "margin"):
+            tag = _PAIRS[key]
+            ends = {"": "mean", "_low": "low", "_high": "high"}
+            # Of a single pair there is no interval.
+            shown |= {
+                f"{tag}{suffix}/{name}": score[key][end]
+                for suffix, end in ends.items()
+                if score[key][end] is not None
+            }
+    return {f"validation/{tag}": value for tag, value in shown.items()}
 
 
 class _Sink(ABC):
@@ -114,6 +144,7 @@ class _Sink(ABC):
         self.tokens = 0
         self._begun = False
         self._prompts: list[str] = []
+        self._between = ""
 
     def observe(self, event: Event) -> None:
         if not self._begun:
@@ -140,6 +171,7 @@ class _Sink(ABC):
         self._begun = True
         recipe = event.get("recipe") or {}
         self._prompts = list((recipe.get("samples") or {}).get("prompts") or [])
+        self._between = "\n\n" if is_chat(recipe) else ""  # a question and its answer
         resumed = event["step"] if event["event"] == "resume" else None
         if not self._open(resumed, recipe):
             return
@@ -220,7 +252,7 @@ class TensorBoardSink(_Sink):
     def _numbers(self, event: Event, numbers: Mapping[str, float]) -> None:
         for name, value in numbers.items():
             self._writer.add_scalar(name, value, event["step"], walltime=event["time"])
-        for name in ("train/loss", "validation/bits_per_byte"):
+        for name in ("train/loss", "validation/bits_per_byte", "validation/preference_loss"):
             if name in numbers:
                 place = f"by_tokens/{name.rpartition('/')[2]}"
                 self._by_tokens.add_scalar(
@@ -228,7 +260,7 @@ class TensorBoardSink(_Sink):
                 )
 
     def _text(self, event: Event, name: str, prompt: str, text: str) -> None:
-        shown = _fenced(f"{prompt}{text}")
+        shown = _fenced(f"{prompt}{self._between}{text}")
         self._writer.add_text(name, shown, event["step"], walltime=event["time"])
 
     def _flush(self) -> None:
@@ -280,7 +312,9 @@ class TrackioSink(_Sink):
     def _text(self, event: Event, name: str, prompt: str, text: str) -> None:
         import trackio
 
-        self._trackio.log({name: trackio.Markdown(_fenced(f"{prompt}{text}"))}, step=event["step"])
+        self._trackio.log(
+            {name: trackio.Markdown(_fenced(f"{prompt}{self._between}{text}"))}, step=event["step"]
+        )
 
     def _finish(self) -> None:
         with _silent():
@@ -330,7 +364,13 @@ class WandbSink(_Sink):
         self._wandb.log({"step": event["step"], "attempt": self._attempt, **shown})
 
     def _text(self, event: Event, name: str, prompt: str, text: str) -> None:
-        self._wandb.log({"step": event["step"], "attempt": self._attempt, name: f"{prompt}{text}"})
+        self._wandb.log(
+            {
+                "step": event["step"],
+                "attempt": self._attempt,
+                name: f"{prompt}{self._between}{text}",
+            }
+        )
 
     def _finish(self) -> None:
         self._wandb.finish()

@@ -115,6 +115,9 @@ def _y_range(figure: Figure, runs: Sequence[RunRecord]) -> tuple[float, float]:
         kinds = table.columns.get("skipped", [None] * len(values))
         taken = np.array([kind is None for kind in kinds], dtype=bool) & np.isfinite(values)
         found += values[taken].tolist()
+        for column in curve.band or ():
+            ends = finite(table.columns[column])
+            found += ends[np.isfinite(ends)].tolist()
     low, high = (min(found), max(found)) if found else (0.0, 1.0)
     if figure.zero:
         low = min(0.0, low)
@@ -191,6 +194,9 @@ def _curve(frame: _Frame, runs: Sequence[RunRecord], curve: Curve) -> Iterator[s
     kinds = table.columns.get("skipped", [])
     values = finite(table.columns[curve.column])
     taken = values.copy()
+    if curve.band is not None:
+        low, high = (finite(table.columns[name]) for name in curve.band)
+        yield _band(frame, steps, low, high, style)
     if curve.smoothed is None:
         yield _path(frame, steps, values, f"line {style}")
         if len(steps) <= 60:
@@ -211,6 +217,14 @@ def _curve(frame: _Frame, runs: Sequence[RunRecord], curve: Curve) -> Iterator[s
             y = min(values[row], high) if math.isfinite(values[row]) else high
             x, y = frame.x(steps[row]), max(frame.y(max(y, frame.y_range[0])), TOP + 5)
             yield f'<path class="skip" d="M{x - 4:.1f} {y - 4:.1f}l8 8m0 -8l-8 8"/>'
+
+
+def _band(frame: _Frame, steps: Floats, low: Floats, high: Floats, style: str) -> str:
+    """The area between two ends, where both are known."""
+    known = np.flatnonzero(np.isfinite(low) & np.isfinite(high))
+    ways = [(row, high) for row in known] + [(row, low) for row in known[::-1]]
+    corners = "L".join(f"{frame.x(steps[i]):.1f} {frame.y(float(end[i])):.1f}" for i, end in ways)
+    return f'<path class="interval {style}" d="{f"M{corners}Z" if corners else ""}"/>'
 
 
 def _path(frame: _Frame, steps: Floats, values: Floats, style: str) -> str:

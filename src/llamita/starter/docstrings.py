@@ -70,15 +70,18 @@ def docstrings(tree: ast.Module, module: str) -> list[tuple[str, str]]:
     Docstrings that are blank or cannot be written as UTF-8 (lone surrogates, from escapes) or hold
     a null character are left out.
     """
-    found = []
-    for name, node in documented_nodes(tree, module):
-        statement = _docstring_statement(node)
-        assert statement is not None
-        text = inspect.cleandoc(str(statement.value.value))  # type: ignore[attr-defined]
-        text = "\n".join(line.rstrip() for line in text.split("\n")).strip()
-        if text and "\0" not in text and not _SURROGATE.search(text):
-            found.append((name, text))
-    return found
+    named = ((name, docstring_of(node)) for name, node in documented_nodes(tree, module))
+    return [(name, text) for name, text in named if text]
+
+
+def docstring_of(node: Documented) -> str:
+    """A node's docstring, dedented; empty if it has none or `docstrings` would leave it out."""
+    statement = _docstring_statement(node)
+    if statement is None:
+        return ""
+    text = inspect.cleandoc(str(statement.value.value))  # type: ignore[attr-defined]
+    text = "\n".join(line.rstrip() for line in text.split("\n")).strip()
+    return "" if "\0" in text or _SURROGATE.search(text) else text
 
 
 def strip_docstrings(source: str, tree: ast.Module) -> str:

@@ -1,15 +1,16 @@
-"""Is the quickstart's model any good? Beside compressors and n-grams, on the same held-out
-bytes."""
+"""How well the quickstart's model predicts text: beside compressors and n-grams, on the same
+held-out bytes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llamita.data.shards import Dataset, TokenStream, open_dataset
+from llamita.data.shards import TokenStream, open_dataset
 from llamita.data.tokenizer import Tokenizer, load_tokenizer
 from llamita.inference.generation import Sampling, continue_prompt
 from llamita.inference.scoring import held_out, score_text
@@ -48,22 +49,25 @@ _SAMPLE_TOKENS = 80
 def judge(folder: Path, recipe: Recipe, *, say: Callable[[str], None]) -> dict[str, Any]:
     """Score, compare and sample the model in `folder/run/final`; prints a table.
 
+    Where the last stage tunes, the model as it was before is scored too: tuning forgets.
+
     Returns:
-        Bits per byte of the model and of each baseline, by dataset and together, and the samples
-        with the shares of code that tokenise and parse as Python.
+        Bits per byte of the model and of each baseline, by dataset of text and together, and the
+        samples with the shares of code that tokenise and parse as Python.
     """
     model = load_model(folder / "run" / "final")
     tokenizer = load_tokenizer(folder / "run" / "final")
-    datasets = {name: open_dataset(source.path) for name, source in recipe.datasets.items()}
-    bits: dict[str, dict[str, float]] = {
-        "this model": _model_bits(model, datasets, recipe.sequence_length),
-        **_baseline_bits(datasets, tokenizer),
-    }
-    names = [*datasets, "together"]
-    stride = recipe.sequence_length // 2
-    say(
-        f"      this model sees {stride} to {recipe.sequence_length} tokens before each it predicts"
-    )
+    texts = _texts_of(recipe)
+    length = recipe.sequence_length
+    bits = {"this model": _model_bits(model, texts, length)}
+    if not texts.keys() & recipe.stages[-1].mixture.keys():
+        *_, before, _ = stage_ends(folder / "run", recipe).items()
+        bits[f"before its stage {recipe.stages[-1].name}"] = _model_bits(
+            load_model(before[1]), texts, length
+        )
+    bits |= _baseline_bits(texts, tokenizer)
+    names = [*texts, "together"]
+    say(f"      this model sees {length // 2} to {length} tokens before each it predicts")
     say(f"      {'bits per byte':<44}" + "".join(f"{name:>10}" for name in names))
     for label, row in bits.items():
         say(f"      {label:<44}" + "".join(f"{row[name]:>10.3f}" for name in names))
@@ -90,18 +94,45 @@ def judge(folder: Path, recipe: Recipe, *, say: Callable[[str], None]) -> dict[s
     }
 
 
+def stage_ends(run: Path, recipe: Recipe) -> dict[str, Path]:
+    """Stage → the model as that stage left it; of the last one, `final/`."""
+    ends, step = {}, 0
+    for stage in recipe.stages:
+        step += -(-stage.tokens // (stage.batch_tokens or recipe.batch_tokens))
+        ends[stage.name] = run / f"step-{step}"
+    return ends | {recipe.stages[-1].name: run / "final"}
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A dataset of text."""
+
+    train: TokenStream
+    validation: TokenStream
+
+
+def _texts_of(recipe: Recipe) -> dict[str, _Text]:
+    found = {}
+    for name, source in recipe.datasets.items():
+        dataset = open_dataset(source.path)
+        if isinstance(dataset.train, TokenStream):
+            assert isinstance(dataset.validation, TokenStream)
+            found[name] = _Text(dataset.train, dataset.validation)
+    return found
+
+
 def _model_bits(
-    model: Decoder, datasets: dict[str, Dataset], sequence_length: int
+    model: Decoder, texts: Mapping[str, _Text], sequence_length: int
 ) -> dict[str, float]:
     scores = {
         name: score_text(
             model,
-            held_out(dataset.validation),
+            held_out(text.validation),
             sequence_length=sequence_length,
             rows=16,
             stride=sequence_length // 2,
         )
-        for name, dataset in datasets.items()
+        for name, text in texts.items()
     }
     first, *others = scores.values()
     together = sum(others, first)
@@ -111,7 +142,7 @@ def _model_bits(
 
 
 def _baseline_bits(
-    datasets: dict[str, Dataset], tokenizer: Tokenizer
+    datasets: Mapping[str, _Text], tokenizer: Tokenizer
 ) -> dict[str, dict[str, float]]:
     """Baselines on the held-out documents; the n-grams learn from the same training split."""
     table = tokenizer.token_bytes()

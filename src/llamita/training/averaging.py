@@ -27,7 +27,7 @@ class RunningAverage:
 
     def __init__(self, model: nn.Module, settings: ExponentialAverage) -> None:
         self.half_life = settings.half_life_tokens
-        self.weights = dict(model.named_parameters())
+        self.weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.averages = {name: torch.zeros_like(p.data) for name, p in self.weights.items()}
         device = next(iter(self.weights.values())).device
         self.mass = torch.zeros((), device=device)

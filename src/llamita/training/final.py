@@ -13,10 +13,12 @@ from torch import Tensor
 from llamita.architecture.config import ModelConfig
 from llamita.data.tokenizer import Tokenizer
 from llamita.errors import UserError
+from llamita.model.adapter_directory import save_adapter
 from llamita.model.huggingface import load_state, save_model
 from llamita.model.records import PROVENANCE
-from llamita.planning.plan import steps_to_average
+from llamita.planning.plan import TrainingPlan, steps_to_average
 from llamita.recipes.schema import LastCheckpoints, Recipe
+from llamita.training.adapting import Adapted
 from llamita.training.averaging import mean_of_checkpoints, running_average
 from llamita.training.checkpoint import (
     TrainingState,
@@ -26,6 +28,7 @@ from llamita.training.checkpoint import (
     write_directory,
 )
 from llamita.training.preparation import Preparation
+from llamita.training.schedule import learning_rate_factor
 
 
 def write_model(
@@ -34,9 +37,14 @@ def write_model(
     config: ModelConfig,
     tokenizer: Tokenizer,
     dtype: torch.dtype = torch.float32,
+    *,
+    adapted: Adapted | None = None,
 ) -> None:
-    """A whole Hugging Face directory: config, weights, tokenizer."""
-    save_model(directory, weights, config, dtype)
+    """A whole Hugging Face directory, config, weights and tokenizer; or an adapter's."""
+    if adapted is None:
+        save_model(directory, weights, config, dtype)
+    else:
+        save_adapter(directory, weights, adapted.lora, adapted.base(directory), config)
     tokenizer.save(directory)
 
 
@@ -56,6 +64,7 @@ def write_final(preparation: Preparation, run: Path) -> Path:
         "tokens": values["tokens"],
         "dtype": recipe.checkpoints.final_dtype,
         "parametrization": values["parametrization"],
+        "learning_rate": _rate_at_end(preparation.plan),
         "datasets": values["datasets"],
         # The mean of checkpoints is made after the run, and was not measured.
         "validation": None if len(averaged) > 1 else values["validation"],
@@ -73,7 +82,9 @@ def write_final(preparation: Preparation, run: Path) -> Path:
     dtype = torch.bfloat16 if recipe.checkpoints.final_dtype == "bfloat16" else torch.float32
     return write_directory(
         target,
-        lambda directory: write_model(directory, weights, preparation.config, tokenizer, dtype),
+        lambda directory: write_model(
+            directory, weights, preparation.config, tokenizer, dtype, adapted=preparation.adapted
+        ),
         TrainingState(provenance, {}),
         record=PROVENANCE,
     )
@@ -89,6 +100,13 @@ def final_bits_per_byte(recipe: Recipe, validation: Mapping[str, Any] | None) ->
     averaged = recipe.checkpoints.final == "average"
     figure: float | None = validation.get("average" if averaged else "bits_per_byte")
     return figure
+
+
+def _rate_at_end(plan: TrainingPlan) -> float:
+    """The learning rate of the last step: what tuning goes on with (arXiv 2404.06395, 6.3)."""
+    last = plan.stages[-1]
+    factor = learning_rate_factor(last.stage, last.num_steps - 1, last.batch_tokens)
+    return last.learning_rate * factor
 
 
 def _averaged(preparation: Preparation, run: Path, source: Path) -> list[Path]:

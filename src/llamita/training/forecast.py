@@ -9,14 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from llamita.architecture.counts import flops_per_token, num_parameters
+from llamita.data.packed_stream import PackedStream
 from llamita.planning.plan import StagePlan, TrainingPlan
 from llamita.planning.quantities import duration
+from llamita.recipes.schema import Preference
 from llamita.training.compilation import graphs_met
 from llamita.training.environment import Environment
 from llamita.training.loop import Trainer
 from llamita.training.position import Position
-from llamita.training.probe import Probe, checkpoint_bytes, probe
+from llamita.training.probe import Probe, checkpoint_bytes, parameters_that_learn, probe
 
 _FINAL_BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -52,7 +53,10 @@ def what_lies_ahead(plan: TrainingPlan, position: Position) -> Ahead:
     if recipe.checkpoints.final == "best":
         validating |= saving
     begins = position.validation is None
-    return Ahead(len(validating) + begins, len(saving), len(due(recipe.samples.every_steps)))
+    sampling = len(due(recipe.samples.every_steps) | ends) if recipe.samples.prompts else 0
+    if recipe.samples.prompts and recipe.start_from and position.step == plan.first_step:
+        sampling += 1
+    return Ahead(len(validating) + begins, len(saving), sampling)
 
 
 def write_forecast(trainer: Trainer, environment: Environment) -> None:
@@ -109,7 +113,7 @@ def _stages(plan: TrainingPlan, position: Position, probed: Probe) -> list[dict[
     """What is still to come of each stage. Passes are taken to last in proportion to FLOPs."""
 
     def flops(stage: StagePlan) -> int:
-        return stage.batch_tokens * flops_per_token(plan.config, stage.sequence_length)
+        return stage.batch_tokens * plan.flops_per_token(stage.sequence_length)
 
     found, first = [], plan.first_step
     for stage in plan.stages:
@@ -138,25 +142,65 @@ def _beside_steps(
     recipe = trainer.recipe
     found: dict[str, tuple[int, float | None]] = {}
     if probed.validation_pass is not None:
-        rows, length = trainer.scoring_rows, trainer.plan.longest_sequence
-        passes = 0
-        for text in trainer.held_out_texts().values():
-            windows = -(-(len(text.tokens) - 1) // length)
-            passes += -(-windows // rows)
+        passes = trainer.judge.num_passes
         # The running average is scored too, once it holds a step.
         scorings = ahead.validations
         if trainer.average is not None:
             scorings += ahead.validations - (trainer.position.validation is None)
-        found["validation"] = (ahead.validations, scorings * passes * probed.validation_pass)
+        whole = scorings * passes + _pair_passes(trainer)
+        found["validation"] = (ahead.validations, whole * probed.validation_pass)
+        reference = _reference_passes(trainer)
+        if reference:
+            found["reference"] = (reference, reference * probed.validation_pass)
     saving = None
     if probed.written_byte is not None:
-        final = num_parameters(trainer.plan.config) * _FINAL_BYTES[recipe.checkpoints.final_dtype]
+        final = parameters_that_learn(trainer) * _FINAL_BYTES[recipe.checkpoints.final_dtype]
         saving = probed.written_byte * (ahead.checkpoints * checkpoint_bytes(trainer) + final)
     found["saving"] = (ahead.checkpoints, saving)
     if probed.sample_token is not None:
         tokens = ahead.samples * len(recipe.samples.prompts) * recipe.samples.max_tokens
         found["samples"] = (ahead.samples, tokens * probed.sample_token)
     return found
+
+
+def _pairs_ahead(trainer: Trainer) -> list[tuple[StagePlan, bool]]:
+    """The stages to come that learn preferences, and whether their reference is yet to be made."""
+    first, found = trainer.plan.first_step, []
+    for stage in trainer.plan.stages:
+        begins, first = first, first + stage.num_steps
+        if isinstance(stage.stage.objective, Preference) and first > trainer.position.step:
+            found.append((stage, begins >= trainer.position.step))
+    return found
+
+
+def _reference_passes(trainer: Trainer) -> int:
+    """Forward passes by which references are computed before their stages."""
+    rows = 0
+    for stage, to_be_made in _pairs_ahead(trainer):
+        objective = stage.stage.objective
+        assert isinstance(objective, Preference)
+        if to_be_made and objective.reference != "live":
+            rows += sum(
+                trainer.preparation.datasets[name].train.num_windows(stage.sequence_length)
+                for name in stage.stage.mixture
+            )
+    return -(-rows // (trainer.micro_batch_size * trainer.world.size))
+
+
+def _pair_passes(trainer: Trainer) -> int:
+    """Forward passes over held-out pairs: by the reference, and at each validation."""
+    passes, position = 0, trainer.position
+    for stage, to_be_made in _pairs_ahead(trainer):
+        rows = sum(
+            len(stream.held_out_rows(stage.sequence_length, trainer.recipe.validation.tokens))
+            for name in stage.stage.mixture
+            if isinstance(stream := trainer.preparation.datasets[name].validation, PackedStream)
+        )
+        every = trainer.recipe.validation.every_steps
+        left = min(stage.num_steps, trainer.last_step - position.step)
+        times = 1 + to_be_made + (0 if every is None else left // every)
+        passes += times * -(-rows // (trainer.micro_batch_size * trainer.world.size))
+    return passes
 
 
 def _left_out(trainer: Trainer, unmeasured: Sequence[str]) -> list[str]:

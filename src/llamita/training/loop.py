@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llamita.architecture.counts import flops_per_token
 from llamita.data.batch import Batch, Cursor, StageData
 from llamita.errors import UserError
-from llamita.inference.generation import Sampling, continue_prompt
-from llamita.inference.scoring import HeldOut, Score, held_out, score_text
+from llamita.inference.scoring import Score
+from llamita.model.adapter_directory import weights_fingerprint
+from llamita.model.adapters import learnt_state
 from llamita.model.decoder import Decoder
 from llamita.model.devices import synchronize
 from llamita.planning.plan import StagePlan, steps_to_average
-from llamita.recipes.schema import LastCheckpoints
+from llamita.recipes.schema import LastCheckpoints, Preference
 from llamita.training.averaging import RunningAverage
 from llamita.training.checkpoint import (
     TrainingState,
@@ -31,14 +32,17 @@ from llamita.training.checkpoint import (
 from llamita.training.devices import Compute, memory_used
 from llamita.training.final import write_model
 from llamita.training.guards import StepGuard
+from llamita.training.judging import Judge
 from llamita.training.objective import Objective, build_objective
 from llamita.training.optimizer import optimizer_state, without_padding
 from llamita.training.parallelism import World
 from llamita.training.position import Position
+from llamita.training.preference_scoring import PreferenceScore
 from llamita.training.preparation import Preparation
 from llamita.training.profiling import StepProfiler, phase
 from llamita.training.reports import Progress, memory_limit
 from llamita.training.schedule import learning_rate_factor
+from llamita.training.stage_pairs import StagePairs, describe
 from llamita.training.step import TrainingStep
 from llamita.training.telemetry import EventLog
 
@@ -62,6 +66,7 @@ class _Step:
     grad_norm: Tensor
     skipped: Tensor
     non_finite: Tensor
+    metrics: Mapping[str, Tensor]
 
 
 @dataclass
@@ -116,11 +121,12 @@ class Trainer:
         )
         self.average = average
         self.profiler: StepProfiler | None = None
+        self.pairs: StagePairs | None = None
         self.last_step = self.plan.first_step + self.plan.num_steps
         self._pending: list[_Step] = []
         self._read_at, self._refreshing = 0.0, False
         self._clock = _Clock()
-        self._held_out: dict[str, HeldOut] = {}
+        self.judge = Judge(preparation, micro_batch_size)
         self._last: dict[str, float] = {}
         self._saved_at = max(step_directories(run), default=None)
 
@@ -134,8 +140,11 @@ class Trainer:
             UserError: the loss stayed non-finite, or a checkpoint could not be written.
         """
         position, stages = self.position, self.plan.stages
+        self._open_pairs(stages[position.stage])
         if position.validation is None:
             self._validate()
+        if position.step == self.plan.first_step and self.preparation.origin is not None:
+            self._sample()  # beside which its later answers are to be read
         with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
             while True:
                 stage = stages[position.stage]
@@ -143,14 +152,15 @@ class Trainer:
                     if position.stage_step == 0:
                         self._enter_stage(stage)
                     self._run_stage(stage, pool)
-                if position.stage + 1 == len(stages):
+                if position.stage + 1 == len(stages) or position.ended_early:
                     return
                 position.stage += 1
                 position.stage_step = 0
+                self._open_pairs(stages[position.stage])
 
     def _run_stage(self, stage: StagePlan, pool: ThreadPoolExecutor) -> None:
         position, data = self.position, self.stage_data(stage)
-        objective = build_objective(stage.stage.objective)
+        objective = self.objective(stage)
         upcoming: Future[tuple[Batch, Cursor]] = pool.submit(data.batch, position.cursor)
         while position.stage_step < stage.num_steps:
             started = time.perf_counter()
@@ -173,6 +183,13 @@ class Trainer:
             if self.profiler is not None:
                 self.profiler.step_taken()
             self._after_step(stage)
+            if position.ended_early:
+                return
+
+    def objective(self, stage: StagePlan) -> Objective:
+        """What a stage, the one that is being run, learns by."""
+        reference = None if self.pairs is None else self.pairs.reference
+        return build_objective(stage.stage.objective, reference)
 
     def _step(self, objective: Objective, batch: Batch, learning_rate: float) -> None:
         position = self.position
@@ -192,6 +209,7 @@ class Trainer:
                 result.grad_norm,
                 result.verdict.skip,
                 result.verdict.non_finite,
+                result.metrics,
             )
         )
 
@@ -206,15 +224,16 @@ class Trainer:
             or self._due(recipe.validation.every_steps)
             or (saving and recipe.checkpoints.final == "best")
         )
-        sampling = self._due(recipe.samples.every_steps)
+        sampling = ending or self._due(recipe.samples.every_steps)
         if stopping or saving or validating or self._due(recipe.runtime.log_every_steps):
             self._report()
         elif self._refreshing:
             self._read_pending()
             self._progress(line=False)
-        if validating:
-            self._validate()
-        if sampling:
+        if validating and self._validate() >= (recipe.validation.patience or math.inf):
+            self._end_early()
+            saving = ending = True
+        if sampling or ending:
             self._sample()
         if ending:
             self._tell_mixture(stage)
@@ -234,13 +253,50 @@ class Trainer:
     # -- stages -----------------------------------------------------------------------------
 
     def stage_data(self, stage: StagePlan) -> StageData:
+        objective = stage.stage.objective
         return StageData(
             {name: dataset.train for name, dataset in self.preparation.datasets.items()},
             stage.stage.mixture,
             sequence_length=stage.sequence_length,
             windows_per_step=stage.windows_per_step,
             seed=self.recipe.seed,
-            document_masking=stage.stage.objective.document_masking,
+            document_masking=getattr(objective, "document_masking", False),
+        )
+
+    def _open_pairs(self, stage: StagePlan) -> None:
+        """The reference of a stage that learns preferences; of another there is none."""
+        self.pairs = None
+        if not isinstance(stage.stage.objective, Preference):
+            return
+        begins = self.position.stage_step == 0
+        self.pairs = StagePairs(
+            stage,
+            self.preparation.datasets,
+            self.model,
+            run=self.run_directory,
+            weights=self._weights_fingerprint() if begins else None,
+            rows=self.micro_batch_size,
+            held_out_tokens=self.recipe.validation.tokens,
+            compute=self.compute,
+            world=self.world,
+            say=self.say,
+        )
+
+    def _weights_fingerprint(self) -> str:
+        """Of the model as it is: of the adapter and its base, where there is one."""
+        adapted = self.preparation.adapted
+        base = "" if adapted is None else adapted.fingerprint
+        return base + weights_fingerprint(self.world.gather(learnt_state(self.model)))
+
+    def _end_early(self) -> None:
+        position = self.position
+        position.ended_early = True
+        assert position.without_gain is not None
+        best = position.without_gain["value"]
+        self.events.write("early_stop", step=position.step, **position.without_gain)
+        self.say(
+            f"step {position.step}: {position.without_gain['validations']} validations without a "
+            f"gain over {best:.4f}; the run ends here (validation.patience)"
         )
 
     def _enter_stage(self, stage: StagePlan) -> None:
@@ -292,6 +348,7 @@ class Trainer:
                 tokens=step.tokens,
                 learning_rate=step.learning_rate,
                 **fields,
+                **{name: float(value) for name, value in step.metrics.items()},
             )
         self._last = {
             "loss": float(self._pending[-1].loss),
@@ -307,12 +364,12 @@ class Trainer:
         if not clock.steps:
             return
         rate = clock.tokens / clock.stepping
-        flops = flops_per_token(self.plan.config, stage.sequence_length)
+        flops = self.plan.flops_per_token(stage.sequence_length)
         progress = Progress(
             step=position.step,
             last_step=self.last_step,
             stage=stage.stage.name,
-            bits_per_byte=position.validation["bits_per_byte"] if position.validation else None,
+            validation=position.validation or {},
             tokens_per_second=rate,
             mfu=rate * flops / (self.compute.matmul_rate * self.world.size),
             memory=memory_used(self.compute.device),
@@ -354,76 +411,68 @@ class Trainer:
 
     # -- judging and writing ------------------------------------------------------------------
 
-    def _validate(self) -> None:
-        """Bits per byte on held-out text: each dataset's, of all bytes together, and the running
-        average's."""
+    def _validate(self) -> int:
+        """Judge held-out data: bits per byte of text and of answers, the running average's too, and
+        pairs while preferences are learnt.
+
+        Returns:
+            How many validations running have been no better than the best before them.
+        """
         position = self.position
-        scores = self._score()
-        if not scores:
-            return
+        scores = self.judge.score(self.model)
+        pairs = {} if self.pairs is None else self.pairs.score()
+        if not scores and not pairs:
+            return 0
+        position.validation = {"step": position.step}
+        if scores:
+            self._note_scores(position.validation, scores)
+        if pairs:
+            self._note_pairs(position.validation, pairs)
+        return position.note_gain()
+
+    def _note_scores(self, validation: dict[str, Any], scores: Mapping[str, Score]) -> None:
         together = sum(scores.values(), Score(0.0, 0, 0))
-        position.validation = {
-            "step": position.step,
-            "bits_per_byte": together.bits_per_byte,
-            "datasets": {name: score.bits_per_byte for name, score in scores.items()},
-        }
+        validation["bits_per_byte"] = together.bits_per_byte
+        validation["datasets"] = {name: score.bits_per_byte for name, score in scores.items()}
         each = ", ".join(f"{name} {score.bits_per_byte:.4f}" for name, score in scores.items())
         if self.average is not None and not self.average.is_empty:
             with self.average.in_place():
-                averages = sum(self._score().values(), Score(0.0, 0, 0))
-            position.validation["average"] = averages.bits_per_byte
+                averages = sum(self.judge.score(self.model).values(), Score(0.0, 0, 0))
+            validation["average"] = averages.bits_per_byte
             each += f"; the average {averages.bits_per_byte:.4f}"
         self.events.write(
             "validation",
-            **position.validation,
+            **validation,
             loss={name: score.loss for name, score in scores.items()},
             tokens=together.num_tokens,
             bytes=together.num_bytes,
         )
         self.say(
-            f"step {position.step}: validation {together.bits_per_byte:.4f} bits per byte ({each})"
+            f"step {self.position.step}: validation {together.bits_per_byte:.4f} bits per byte "
+            f"({each})"
         )
 
-    def _score(self) -> dict[str, Score]:
-        """The model's score on each dataset's held-out text, where there is any."""
-        length, rows = self.plan.longest_sequence, self.scoring_rows
-        return {
-            name: score_text(self.model, text, sequence_length=length, rows=rows)
-            for name, text in self.held_out_texts().items()
-        }
-
-    @property
-    def scoring_rows(self) -> int:
-        """Windows of the longest sequence in a forward pass of validation."""
-        tokens = self.micro_batch_size * self.plan.stages[0].sequence_length
-        return max(1, tokens // self.plan.longest_sequence)
-
-    def held_out_texts(self) -> dict[str, HeldOut]:
-        """What validation reads of each dataset that has held-out text."""
-        if not self._held_out:
-            most = self.recipe.validation.tokens
-            for name, dataset in self.preparation.datasets.items():
-                text = held_out(dataset.validation, most)
-                if text.num_bytes and len(text.tokens) > 1:
-                    self._held_out[name] = text
-        return self._held_out
+    def _note_pairs(
+        self, validation: dict[str, Any], scores: Mapping[str, PreferenceScore]
+    ) -> None:
+        count = sum(len(score.pairs) for score in scores.values())
+        loss = sum(score.loss * len(score.pairs) for score in scores.values()) / count
+        right = sum(score.accuracy.mean * len(score.pairs) for score in scores.values()) / count
+        validation |= {"preference_loss": loss, "preference_accuracy": right}
+        self.events.write(
+            "preference",
+            step=self.position.step,
+            loss=loss,
+            accuracy=right,
+            datasets={name: score.as_json() for name, score in scores.items()},
+        )
+        for name, score in scores.items():
+            self.say(f"step {self.position.step}: held-out {name}: {describe(score)}")
 
     def _sample(self) -> None:
-        tokenizer = self.preparation.tokenizer
-        assert tokenizer is not None
         settings = self.recipe.samples
-        sampling = Sampling(temperature=settings.temperature, seed=self.recipe.seed)
         for prompt in settings.prompts:
-            # Every length is another shape: eager here, or each would be compiled.
-            with torch.compiler.set_stance("force_eager"):
-                pieces = continue_prompt(
-                    self.model,
-                    tokenizer,
-                    prompt,
-                    max_tokens=settings.max_tokens,
-                    sampling=sampling,
-                )
-                text = "".join(pieces)
+            text = self.judge.write(self.model, prompt, settings, self.recipe.seed)
             self.events.write("sample", step=self.position.step, prompt=prompt, text=text)
             self.say(f"  sample {prompt!r} → {text!r}")
 
@@ -431,14 +480,9 @@ class Trainer:
         position, settings = self.position, self.recipe.checkpoints
         if keep and position.step not in position.kept:
             position.kept.append(position.step)
-        validation = position.validation
-        if validation and validation["step"] == position.step:
-            best = position.best
-            if best is None or validation["bits_per_byte"] < best["bits_per_byte"]:
-                value = validation["bits_per_byte"]
-                position.best = {"step": position.step, "bits_per_byte": value}
-        weights = self.world.gather(self.model.state_dict())
-        tokenizer = self.preparation.tokenizer
+        position.note_best()
+        weights = self.world.gather(learnt_state(self.model))
+        tokenizer, adapted = self.preparation.tokenizer, self.preparation.adapted
         assert tokenizer is not None
         state = TrainingState({**self.state_extra, **position.as_json()}, self._state_tensors())
         # Steps reach the disk before the checkpoint that supersedes their recomputation.
@@ -447,7 +491,9 @@ class Trainer:
             save_checkpoint(
                 self.run_directory,
                 position.step,
-                lambda directory: write_model(directory, weights, self.plan.config, tokenizer),
+                lambda directory: write_model(
+                    directory, weights, self.plan.config, tokenizer, adapted=adapted
+                ),
                 state,
             )
             spared = {*position.kept, *([position.best["step"]] if position.best else [])}

@@ -1,29 +1,48 @@
 """What a stage learns: small objects over per-token log-probabilities.
 
-An objective says how many tokens of a batch learn (known before the backward pass, so that a
-loss can be weighted by token whatever the accumulation or the number of ranks) and sums its
+An objective says over how many things of a batch its loss is a mean (known before the backward
+pass, so that each weighs the same whatever the accumulation or the number of ranks) and sums its
 loss over a micro-batch.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from torch import Tensor
 
 from llamita.data.batch import Batch
+from llamita.inference.scoring import score_batch
 from llamita.model.decoder import Decoder
 from llamita.model.head import IGNORE
-from llamita.recipes.schema import LanguageModelling
+from llamita.recipes.schema import LanguageModelling, Preference
+
+if TYPE_CHECKING:
+    from llamita.training.reference import Reference
+
+_NO_METRICS: Mapping[str, Tensor] = MappingProxyType({})
+
+
+class LossSum(NamedTuple):
+    """Scalars summed over what `Objective.count` counts, of one micro-batch.
+
+    loss: what is differentiated. reported: what is shown as the loss, in nats, detached.
+    metrics: more to show, detached; the same names for every micro-batch.
+    """
+
+    loss: Tensor
+    reported: Tensor
+    metrics: Mapping[str, Tensor] = _NO_METRICS
 
 
 class Objective(Protocol):
-    """See the module's text. `loss_sum` returns (what is differentiated, what is reported), both
-    scalars in nats summed over the tokens that learn."""
+    """See the module's text. `count`: what the loss is a mean over, tokens that learn or pairs."""
 
-    def num_tokens(self, batch: Batch) -> int: ...
+    def count(self, batch: Batch) -> int: ...
 
-    def loss_sum(self, model: Decoder, batch: Batch) -> tuple[Tensor, Tensor]: ...
+    def loss_sum(self, model: Decoder, batch: Batch) -> LossSum: ...
 
 
 class NextToken:
@@ -33,18 +52,26 @@ class NextToken:
     def __init__(self, settings: LanguageModelling) -> None:
         self.z_loss = settings.z_loss
 
-    def num_tokens(self, batch: Batch) -> int:
+    def count(self, batch: Batch) -> int:
         return int((batch.targets != IGNORE).sum())
 
-    def loss_sum(self, model: Decoder, batch: Batch) -> tuple[Tensor, Tensor]:
-        scores = model(batch.tokens, batch.targets, documents=batch.documents)
+    def loss_sum(self, model: Decoder, batch: Batch) -> LossSum:
+        scores = score_batch(model, batch)
         reported = -scores.log_probs.sum()
         if not self.z_loss:
-            return reported, reported.detach()
+            return LossSum(reported, reported.detach())
         learns = batch.targets != IGNORE
         drift = (scores.log_normalizers.square() * learns).sum()
-        return reported + self.z_loss * drift, reported.detach()
+        return LossSum(reported + self.z_loss * drift, reported.detach())
 
 
-def build_objective(settings: LanguageModelling) -> Objective:
-    return NextToken(settings)
+def build_objective(
+    settings: LanguageModelling | Preference, reference: Reference | None = None
+) -> Objective:
+    """The objective of a stage; that of preferences needs its reference model."""
+    if isinstance(settings, LanguageModelling):
+        return NextToken(settings)
+    from llamita.training.preference import PreferencePairs  # which is built on this file
+
+    assert reference is not None, "preferences are judged against a reference"
+    return PreferencePairs(settings, reference)

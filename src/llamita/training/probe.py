@@ -10,17 +10,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from llamita.architecture.counts import num_parameters
+from llamita.architecture.lora import lora_parameters
+from llamita.data.batch import Batch
 from llamita.inference.generation import Sampling, generate_tokens
-from llamita.inference.scoring import HeldOut, score_text
+from llamita.inference.scoring import score_batch
+from llamita.model.decoder import Decoder
 from llamita.model.devices import synchronize
 from llamita.planning.plan import StagePlan
+from llamita.recipes.schema import Preference
 from llamita.training.loop import Trainer
 from llamita.training.objective import build_objective
 from llamita.training.optimizer import ADAMW_STATE
 from llamita.training.parallelism import local, whole
+from llamita.training.reference import LiveReference, Reference
 
 _MEASURED_SECONDS = 0.5
 _MOST_REPETITIONS = 20
@@ -36,7 +41,7 @@ class Probe:
 
     compile: what first calls took more than later ones, zero where nothing is compiled.
     forward_backward: of this process's share of a batch of `stage`. update: gradient norm,
-    optimizer, running average. validation_pass: of `Trainer.scoring_rows` windows. sample_token:
+    optimizer, running average. validation_pass: of `Judge.rows` rows, forward alone. sample_token:
     one token written. written_byte: hashed and synced in the run's directory, as checkpoints are.
     """
 
@@ -75,7 +80,7 @@ def probe(trainer: Trainer, *, validates: bool, samples: bool) -> Probe:
     clock = _Clock(trainer)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         each, num_passes = _time_passes(trainer, stage, clock)
-        scoring = _time_validation(trainer, clock) if validates else None
+        scoring = _time_validation(trainer, stage, clock) if validates else None
         compiling = clock.first_calls if trainer.compute.compile else 0.0
         update = _time_update(trainer, clock)
         token = _time_sampling(trainer, clock) if samples else None
@@ -122,11 +127,10 @@ def _time_passes(trainer: Trainer, stage: StagePlan, clock: _Clock) -> tuple[flo
     batch, _ = trainer.stage_data(stage).batch(trainer.position.cursor)
     rows = trainer.world.rows(batch)
     micro = rows.rows(0, trainer.micro_batch_size).to(trainer.compute.device)
-    objective = build_objective(stage.stage.objective)
+    objective = build_objective(stage.stage.objective, _stand_in(stage))
 
     def work() -> None:
-        loss, _ = objective.loss_sum(trainer.model, micro)
-        torch.autograd.backward(loss)
+        torch.autograd.backward(objective.loss_sum(trainer.model, micro).loss)
 
     return clock.best(work), len(rows.tokens) / len(micro.tokens)
 
@@ -165,14 +169,34 @@ def _time_update(trainer: Trainer, clock: _Clock) -> float:
     return seconds + clock.best(adamw.step) * elements / timed.numel()
 
 
-def _time_validation(trainer: Trainer, clock: _Clock) -> float | None:
-    """Seconds of a forward pass as validation makes them."""
-    texts = trainer.held_out_texts()
-    if not texts:
+def _stand_in(stage: StagePlan) -> Reference | None:
+    """In place of a reference that is opened as the stage is entered; takes the same time."""
+    objective = stage.stage.objective
+    if not isinstance(objective, Preference):
         return None
-    length, rows = trainer.plan.longest_sequence, trainer.scoring_rows
-    text = HeldOut(next(iter(texts.values())).tokens[: rows * length + 1], 1)
-    return clock.best(lambda: score_text(trainer.model, text, sequence_length=length, rows=rows))
+    return LiveReference() if objective.reference == "live" else _NoReference()
+
+
+class _NoReference:
+    def log_probs(self, model: Decoder, batch: Batch) -> Tensor:
+        assert batch.examples is not None
+        return torch.zeros(batch.examples.shape, device=batch.examples.device)
+
+
+def _time_validation(trainer: Trainer, stage: StagePlan, clock: _Clock) -> float | None:
+    """Seconds of a forward pass as validation makes them, and as a reference is computed."""
+    if trainer.judge.num_passes:
+        return clock.best(lambda: trainer.judge.one_pass(trainer.model))
+    if not isinstance(stage.stage.objective, Preference):
+        return None
+    batch, _ = trainer.stage_data(stage).batch(trainer.position.cursor)
+    micro = batch.rows(0, trainer.micro_batch_size).to(trainer.compute.device)
+
+    def work() -> None:
+        with torch.no_grad():
+            score_batch(trainer.model, micro)
+
+    return clock.best(work)
 
 
 def _time_sampling(trainer: Trainer, clock: _Clock) -> float:
@@ -206,11 +230,17 @@ def _time_writing(trainer: Trainer) -> float | None:
 
 
 def checkpoint_bytes(trainer: Trainer) -> int:
-    """Bytes of a checkpoint's tensors: float32 weights, moments, and the running average."""
+    """Bytes of a checkpoint's tensors: what learns in float32, moments, and the running average."""
     moments = sum(
         parameter.numel() * (2 if group["state_names"] == ADAMW_STATE else 1)
         for group in trainer.optimizer.param_groups
         for parameter in group["params"]
     )
     copies = 1 if trainer.average is None else 2
-    return int(4 * (copies * num_parameters(trainer.plan.config) + moments))
+    return int(4 * (copies * parameters_that_learn(trainer) + moments))
+
+
+def parameters_that_learn(trainer: Trainer) -> int:
+    """Parameters of a checkpoint, of this process's model: all, or the adapter's."""
+    lora, config = trainer.plan.lora, trainer.plan.config
+    return num_parameters(config) if lora is None else lora_parameters(config, lora)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +62,8 @@ class Progress:
     last_step: int
     stage: str
     loss: float
-    bits_per_byte: float | None
+    validation: Mapping[str, Any]
+    """Figures of the last one, as `Position` keeps them."""
     learning_rate: float
     grad_norm: float
     tokens_per_second: float
@@ -73,7 +75,12 @@ class Progress:
 
     def line(self) -> str:
         width = len(str(self.last_step))
-        validation = "" if self.bits_per_byte is None else f"val {self.bits_per_byte:.4f} b/B | "
+        validation = ""
+        if "preference_loss" in self.validation:
+            loss, right = (self.validation[f"preference_{key}"] for key in ("loss", "accuracy"))
+            validation = f"val {loss:.4f}, {right:.0%} right | "
+        elif "bits_per_byte" in self.validation:
+            validation = f"val {self.validation['bits_per_byte']:.4f} b/B | "
         return (
             f"step {self.step:>{width}}/{self.last_step} {self.stage} | loss {self.loss:.4f} | "
             f"{validation}lr {self.learning_rate:.2e} | norm {self.grad_norm:.2f} | "

@@ -163,7 +163,8 @@ def _train(
     position = _position(preparation)
     changed = _check_resume(run, preparation, position) if resume else []
     last = len(plan.stages) - 1
-    if (position.stage, position.stage_step) == (last, plan.stages[last].num_steps):
+    at_end = (position.stage, position.stage_step) == (last, plan.stages[last].num_steps)
+    if at_end or position.ended_early:
         return _already_done(preparation, run, position, world, say)
     watching = [*observers, *_sinks(recipe, run)] if world.is_main else []
     for line in describe(plan):
@@ -221,8 +222,14 @@ def _run(trainer: Trainer, stop: list[int], tell_memory: Callable[[], None]) -> 
     if world.is_main:
         trainer.events.flush(durable=True)
         _report(run, trainer.say)
-    trainer.say(f'done{shown}: {run / "final"}. Try: llamita generate {run} "…"')
+    chat = " --chat" if _converses(trainer.preparation) else ""
+    trainer.say(f'done{shown}: {run / "final"}. Try: llamita generate {run}{chat} "…"')
     return TrainingResult(run, run / "final", position.step, value)
+
+
+def _converses(preparation: Preparation) -> bool:
+    """Whether the model has learnt from conversations."""
+    return any(dataset.manifest.kind != "text" for dataset in preparation.datasets.values())
 
 
 def _report(run: Path, say: Callable[[str], None]) -> None:
@@ -277,12 +284,17 @@ def _position(preparation: Preparation) -> Position:
 def _model(preparation: Preparation, environment: Environment) -> Decoder:
     """The decoder on its device, with the weights that the run goes on from or begins with."""
     recipe, plan, compute = preparation.recipe, preparation.plan, environment.compute
-    model = Decoder(plan.config, padded_vocab_size=environment.padded_vocab_size)
+    rows, adapted = environment.padded_vocab_size, preparation.adapted
     source = preparation.resumed or preparation.origin
-    if source is not None:
-        load_weights(model, source.directory)
+    if adapted is not None:
+        model = adapted.build(rows, compute.dtype, compute.device, recipe.seed)
+        model.config = plan.config
     else:
+        model = Decoder(plan.config, padded_vocab_size=rows)
+    if adapted is None and source is None:
         initialize(model, plan.parametrization, seed=recipe.seed, std=recipe.initializer_std)
+    elif source is not None and (adapted is None or adapted.adapter is not None):
+        load_weights(model, source.directory)
     model.compute_dtype = compute.dtype
     model.head_chunk_size = head_chunk_tokens(compute.device.type)
     model.checkpoint_blocks = environment.activation_checkpointing
@@ -304,7 +316,9 @@ def _build(
     recipe, plan, recorded = preparation.recipe, preparation.plan, preparation.recorded
     torch.manual_seed(recipe.seed)
     model = _model(preparation, environment)
-    multipliers = learning_rate_multipliers(model, plan.parametrization)
+    # What scales with a model's width are its own matrices, and not an adapter's.
+    scaling = "llama" if preparation.adapted is not None else plan.parametrization
+    multipliers = learning_rate_multipliers(model, scaling)
     if compute.float8:
         use_float8(model)
     if compute.compile:

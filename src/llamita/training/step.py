@@ -6,8 +6,8 @@ step alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +23,21 @@ from llamita.training.profiling import phase
 
 @dataclass(frozen=True)
 class StepResult:
-    """0-d tensors on the device: mean loss in nats a token, gradient norm before clipping, and the
-    guard's verdict."""
+    """0-d tensors on the device: mean loss in nats (a token, or whatever the objective counts),
+    gradient norm before clipping, the guard's verdict, and the means of the objective's metrics."""
 
     loss: Tensor
     grad_norm: Tensor
     verdict: Verdict
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Means:
+    """Of a batch, over all processes: loss and metrics, 0-d tensors on the device."""
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor]
 
 
 class TrainingStep:
@@ -58,37 +67,45 @@ class TrainingStep:
         self, objective: Objective, batch: Batch, micro_batch_size: int, learning_rate: float
     ) -> StepResult:
         """Update the weights by a global batch, of which this process computes its own rows."""
-        loss = self.gradients(
+        means = self.gradients(
             objective,
             self.world.rows(batch).split(micro_batch_size),
-            count=objective.num_tokens(batch),
+            count=objective.count(batch),
         )
         with phase("norm and guard"):
             norm = whole(
                 nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
             )
-            verdict = self.guard.judge(loss, norm)
+            verdict = self.guard.judge(means.loss, norm)
         with phase("update"):
             set_learning_rate(self.optimizer, learning_rate)
             self._update(norm, verdict)
             self.optimizer.zero_grad()
-        return StepResult(loss, norm, verdict)
+        return StepResult(means.loss, norm, verdict, means.metrics)
 
-    def gradients(self, objective: Objective, micros: Sequence[Batch], count: int) -> Tensor:
-        """Add up the gradients of micro-batches; returns the batch's mean loss, of all processes.
+    def gradients(self, objective: Objective, micros: Sequence[Batch], count: int) -> Means:
+        """Add up the gradients of micro-batches.
 
         Args:
-            count: tokens that learn in the whole batch, of all processes.
+            count: what the loss is a mean over, in the whole batch, of all processes. A batch
+                that holds nothing to learn (0) has loss and gradients of 0.
         """
+        count = max(count, 1)
         total = torch.zeros((), device=self.device)
+        metrics: dict[str, Tensor] = {}
         for micro in micros:
             with phase("forward"):
-                loss, reported = objective.loss_sum(self.model, micro.to(self.device))
+                found = objective.loss_sum(self.model, micro.to(self.device))
             with phase("backward"):
-                # FSDP averages gradients over processes; the loss is a mean over all their tokens.
-                torch.autograd.backward(loss * (self.world.size / count))
-            total += reported
-        return self.world.sum(total) / count
+                # FSDP averages gradients over processes; the loss is a mean over all their rows.
+                torch.autograd.backward(found.loss * (self.world.size / count))
+            total += found.reported
+            for name, value in found.metrics.items():
+                metrics[name] = metrics[name] + value if name in metrics else value
+        if not metrics:
+            return Means(self.world.sum(total) / count, {})
+        sums = self.world.sum(torch.stack([total, *metrics.values()])) / count
+        return Means(sums[0], dict(zip(metrics, sums[1:].unbind(), strict=True)))
 
     def _update(self, norm: Tensor, verdict: Verdict) -> None:
         if not self.on_device:
