@@ -42,7 +42,8 @@ from llamita.architecture.presets import preset
 from llamita.data.batch import Batch
 from llamita.model import decoder as decoders
 from llamita.model import head
-from llamita.model.adapters import add_adapters, freeze_to
+from llamita.inference.scoring import score_batch
+from llamita.model.adapters import adapters_off, add_adapters, freeze_to
 from llamita.model.decoder import IGNORE, Decoder, compile_model
 from llamita.model.initialization import initialize, learning_rate_multipliers
 from llamita.model.quantized import QuantizedWeight, quantize_base
@@ -70,16 +71,23 @@ QUERIES_AND_VALUES = Lora(rank=8, alpha=8.0, targets=("q_proj", "v_proj"))
 
 
 def batch(
-    config: ModelConfig, rows: int = ROWS, length: int = LENGTH, learning_share: float = 1.0
+    config: ModelConfig,
+    rows: int = ROWS,
+    length: int = LENGTH,
+    learning_share: float = 1.0,
+    documents: bool = False,
 ) -> Batch:
-    """Of text; or, where not all of it learns, of packed rows, one example in each."""
+    """Of text; or, where not all of it learns, of packed rows, whose targets learn from a place
+    on; with `documents` in rows of two."""
     tokens = torch.randint(0, config.vocab_size, (rows, length + 1))
-    targets, examples = tokens[:, 1:].contiguous(), None
+    targets, examples, numbers = tokens[:, 1:].contiguous(), None, None
     if learning_share < 1.0:
-        targets[:, round(learning_share * length) :] = IGNORE
+        targets[:, : length - round(learning_share * length)] = IGNORE
         examples = torch.zeros(rows, 1, dtype=torch.int64)
+    if documents:
+        numbers = (torch.arange(length) >= length // 3).int().expand(rows, length).contiguous()
     sources = np.zeros(rows, np.int64)
-    return Batch(tokens[:, :-1].contiguous(), targets, None, sources, examples=examples)
+    return Batch(tokens[:, :-1].contiguous(), targets, numbers, sources, examples=examples)
 
 
 def decoder(
@@ -109,6 +117,7 @@ def a_step(
     compiled: bool = False,
     lora: Lora | None = None,
     learning_share: float = 1.0,
+    documents: bool = False,
 ) -> tuple[Callable[[], None], int]:
     """A training step that has been taken once, and the bytes of what lasts between steps."""
     model = decoder(config, dtype, lora)
@@ -123,7 +132,7 @@ def a_step(
     )
     kept = RunningAverage(model, ExponentialAverage(half_life_tokens=1000)) if average else None
     objective = build_objective(LanguageModelling())
-    whole = batch(config, rows * micro_batches, length, learning_share)
+    whole = batch(config, rows * micro_batches, length, learning_share, documents)
 
     def step() -> None:
         result = take(objective, whole, rows, 1e-3)
@@ -173,6 +182,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "wide": {"config": {"intermediate_size": 2000, "vocab_size": 100}},
     "a quarter learns": {"learning_share": 0.25},
+    "documents": {"documents": True, "config": {"vocab_size": 100}},
+    "documents, checkpointed": {
+        "documents": True,
+        "config": {"vocab_size": 100},
+        "dtype": torch.bfloat16,
+        "checkpointing": True,
+    },
     "adapters": {"lora": ALL},
     "adapters of two kinds": {"lora": QUERIES_AND_VALUES, "dtype": torch.bfloat16},
     "adapters, several passes": {"lora": ALL, "dtype": torch.bfloat16, "micro_batches": 2},
@@ -197,6 +213,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "dtype": torch.bfloat16,
         "learning_share": 0.25,
         "average": True,
+    },
+    "adapters, documents": {
+        "lora": ALL,
+        "config": {"vocab_size": 100},
+        "dtype": torch.bfloat16,
+        "learning_share": 0.5,
+        "documents": True,
     },
     "adapters to nf4": {
         "lora": ALL.replace(quantization="nf4"),
@@ -229,6 +252,7 @@ def planned_and_allocated(
     compiled: bool = False,
     learning_share: float = 1.0,
     lora: Lora | None = None,
+    documents: bool = False,
     **arguments: Any,
 ) -> tuple[int, int]:
     """Bytes of tensors at the fullest moment, as planned and as PyTorch gave them out."""
@@ -242,6 +266,7 @@ def planned_and_allocated(
         compiled=compiled,
         learning_share=learning_share,
         lora=lora,
+        documents=documents,
         **arguments,
     )
     scored = round(learning_share * rows * length)
@@ -253,6 +278,7 @@ def planned_and_allocated(
         compiled=compiled,
         accumulates=micro_batches > 1,
         scored=scored,
+        documents=documents,
         **arguments,
     )
     if lora is not None:
@@ -298,29 +324,20 @@ def test_the_fullest_moment_compiled(dtype: torch.dtype, checkpointing: bool) ->
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("documents", [False, True])
 @pytest.mark.parametrize("changes", [{}, {"qk_norm": True}, {"num_key_value_heads": 4}])
-def test_activations_are_what_autograd_saves(dtype: torch.dtype, changes: dict[str, Any]) -> None:
+def test_activations_are_what_autograd_saves(
+    dtype: torch.dtype, changes: dict[str, Any], documents: bool
+) -> None:
     config = SMALL.replace(**changes)
-    model, tokens = decoder(config, dtype), ROWS * LENGTH
-    kept: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        hidden = model._hidden(batch(config).tokens, None, None, None)
-    assert hidden.requires_grad
-    # Those of every token: no weights, no rotary tables.
-    saved = sum(
-        tensor.untyped_storage().nbytes()
-        for tensor in kept.values()
-        if tensor.shape[0] in (ROWS, tokens)
+    per_token = activation_bytes_per_token(
+        config, dtype.itemsize, compiled=False, documents=documents
     )
     last_norm = config.hidden_size * (4 + dtype.itemsize) + 4  # its output is the head's to keep
     token_ids = 8
-    per_token = activation_bytes_per_token(config, dtype.itemsize, compiled=False)
-    assert saved == tokens * (per_token + last_norm + token_ids)
+    starts = 4 * documents  # of all layers together
+    found = saved_per_token(decoder(config, dtype), documents)
+    assert found == per_token + last_norm + token_ids + starts
 
 
 TARGETS = [
@@ -334,13 +351,9 @@ TARGETS = [
 ]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("targets", TARGETS, ids="+".join)
-def test_activations_are_what_adapters_make_autograd_save(
-    targets: tuple[str, ...], dtype: torch.dtype
-) -> None:
-    config, lora = SMALL.replace(qk_norm=True), ALL.replace(targets=targets)
-    model, tokens = decoder(config, dtype, lora), ROWS * LENGTH
+def saved_per_token(model: Decoder, documents: bool) -> int:
+    """Bytes that autograd keeps of a forward pass up to the head."""
+    data, tokens = batch(model.config, documents=documents), ROWS * LENGTH
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -348,21 +361,34 @@ def test_activations_are_what_adapters_make_autograd_save(
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        hidden = model._hidden(batch(config).tokens, None, None, None)
+        hidden = model._hidden(data.tokens, None, data.documents, None)
     assert hidden.requires_grad
+    # Those of every token: no weights, no rotary tables.
     saved = sum(
         tensor.untyped_storage().nbytes()
         for tensor in kept.values()
         if tensor.shape[0] in (ROWS, tokens)
     )
+    assert saved % tokens == 0
+    return saved // tokens
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize("targets", TARGETS, ids="+".join)
+def test_activations_are_what_adapters_make_autograd_save(
+    targets: tuple[str, ...], documents: bool, dtype: torch.dtype
+) -> None:
+    config, lora = SMALL.replace(qk_norm=True), ALL.replace(targets=targets)
     first, other = (
         adapter_activation_bytes_per_token(
-            config, lora, dtype.itemsize, compiled=False, first=is_first
+            config, lora, dtype.itemsize, compiled=False, documents=documents, first=is_first
         )
         for is_first in (True, False)
     )
     last_norm = config.hidden_size * 4 + 4
-    assert saved == tokens * (first + (config.num_hidden_layers - 1) * other + last_norm)
+    expected = first + (config.num_hidden_layers - 1) * other + last_norm + 4 * documents
+    assert saved_per_token(decoder(config, dtype, lora), documents) == expected
 
 
 @pytest.mark.parametrize("targets", TARGETS, ids="+".join)
@@ -373,6 +399,27 @@ def test_flops_of_adapters_are_those_that_torch_counts(targets: tuple[str, ...])
     with sdpa_kernel(SDPBackend.MATH), counter:
         model(data.tokens, data.targets).log_probs.sum().backward()
     assert counter.get_total_flops() == ROWS * LENGTH * flops_per_token(SMALL, LENGTH, lora)
+
+
+@pytest.mark.parametrize("lora", [None, ALL, QUERIES_AND_VALUES])
+def test_flops_of_tuning_are_those_that_torch_counts(lora: Lora | None) -> None:
+    """Three eighths of the targets learn, and the base scores them too."""
+    model, data = decoder(SMALL, lora=lora), batch(SMALL, learning_share=0.375)
+    data = data.to(torch.device("cpu"))  # where it is counted which targets learn
+    counter = FlopCounterMode(display=False)
+    found = []
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        score_batch(model, data).log_probs.sum().backward()
+        found.append(counter.get_total_flops())
+        with torch.no_grad(), adapters_off(model):
+            score_batch(model, data)
+        found.append(counter.get_total_flops())
+    assert found == [
+        ROWS
+        * LENGTH
+        * flops_per_token(SMALL, LENGTH, lora, learning_share=0.375, live_reference=live)
+        for live in (False, True)
+    ]
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
@@ -399,11 +446,14 @@ def test_a_frozen_base_stands_as_planned(dtype: torch.dtype, quantization: Any) 
 
 
 def test_the_head_is_filled_up_as_planned() -> None:
-    assert SCORED_MULTIPLE == decoders._PICKED_MULTIPLE
     config = preset("llamita-30m").config
     few = training_memory(config, 8, 512, learning_share=1 / 4096)
     assert few == training_memory(config, 8, 512, learning_share=SCORED_MULTIPLE / 4096)
     assert few.logits < training_memory(config, 8, 512).logits
+    hidden, targets = torch.zeros(200, 3), torch.zeros(200, dtype=torch.int64)
+    for places, filled in ((1, SCORED_MULTIPLE), (SCORED_MULTIPLE + 1, 2 * SCORED_MULTIPLE)):
+        picked, _ = decoders._picked(hidden, targets, torch.arange(places))
+        assert len(picked) == filled
 
 
 @pytest.mark.parametrize(
@@ -475,6 +525,28 @@ def test_shards() -> None:
     assert alone.gathered == 0
     block = (30_941_696 - 2 * 8192 * 512 - 17 * 512) // 8
     assert shared.gathered == 4 * (2 * 8192 * 512 + 2 * block)
+
+
+def test_shards_of_an_adapter_and_its_base() -> None:
+    """What is quantised is no parameter of FSDP's, and stands whole on each device."""
+    config = preset("llamita-30m").config
+    block = (30_941_696 - 2 * 8192 * 512 - 17 * 512) // 8
+    alone, shared = (
+        training_memory(
+            config, 8, 512, device_type="cuda", ranks=ranks, lora=ALL.replace(quantization="int8")
+        )
+        for ranks in (1, 4)
+    )
+    rows = 2 * (512 + 128) + 2 * 1408 + 512  # outputs, of which each has a scale
+    codes = 8 * (block + 4 * rows)
+    frozen = 2 * (2 * 8192 * 512 + 17 * 512)
+    assert alone.base == codes + frozen
+    assert shared.base == codes + frozen / 4
+    assert shared.weights == alone.weights / 4
+    learns = lora_parameters(config, ALL) // 8
+    # Gathered are parameters: the vocabulary, and of blocks norms and adapters.
+    root, each = 2 * 2 * 8192 * 512, 2 * 2 * 512 + 2 * 64 + 4 * learns
+    assert root < shared.gathered <= root + 3 * each
 
 
 def test_serving_tinyllama() -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from llamita.architecture.counts import flops_per_token, num_parameters
+from llamita.architecture.counts import (
+    flops_per_token,
+    inference_flops_per_token,
+    num_parameters,
+)
 from llamita.architecture.memory import training_memory
 from llamita.architecture.presets import preset
 from llamita.errors import UserError
@@ -20,8 +26,9 @@ from llamita.planning.needs import (
     time_of,
 )
 from llamita.planning.plan import SourceSize, TrainingPlan, describe, make_plan
-from llamita.planning.recipe_plan import plan_recipe
+from llamita.planning.recipe_plan import plan_recipe, source_sizes
 from llamita.recipes.loading import check_recipe
+from tests.data.packed import write_packed
 
 A100 = 312e12
 PARAMETERS = 1_100_048_384
@@ -114,7 +121,13 @@ def test_ranks_that_cannot_share(tinyllama: TrainingPlan) -> None:
     assert default_micro_batch_size(tinyllama, 1, ranks=1024) == 1
 
 
-def tuning(name: str, length: int = 2048, **adapter: Any) -> TrainingPlan:
+def tuning(
+    name: str,
+    length: int = 2048,
+    sizes: Mapping[str, SourceSize] | None = None,
+    changes: Mapping[str, Any] | None = None,
+    **adapter: Any,
+) -> TrainingPlan:
     """One row a pass, sixteen a step, on chats that are declared."""
     base = preset(name)
     recipe = check_recipe(
@@ -128,11 +141,12 @@ def tuning(name: str, length: int = 2048, **adapter: Any) -> TrainingPlan:
             "datasets": {"chats": {"path": "nowhere", "tokens": 10_000_000}},
             "stages": [{"name": "tune", "tokens": 160 * length, "mixture": {"chats": 1.0}}],
             "runtime": {"micro_batch_size": 1},
+            **(changes or {}),
         },
         "tuned",
     )
-    sizes = {"chats": SourceSize(10_000_000, declared=True)}
-    return make_plan(recipe, base.config, base.parametrization, sizes)
+    declared = {"chats": SourceSize(10_000_000, declared=True)}
+    return make_plan(recipe, base.config, base.parametrization, sizes or declared)
 
 
 def test_qlora_of_tinyllama_in_6_gb() -> None:
@@ -208,3 +222,82 @@ def test_a_plan_knows_what_learns() -> None:
     assert "base in int8" in said
     whole = without_adapter(plan)
     assert "tuning" not in "\n".join(describe(whole)[1:6])
+
+
+def test_what_of_chats_learns_is_in_the_plan(tmp_path: Path) -> None:
+    # 40 examples of 33 tokens fill 20 rows of 64 places; of each the last 8 tokens learn.
+    example = (np.arange(33), np.arange(33) >= 25)
+    manifest = write_packed(tmp_path / "chats", {"train": [example] * 40})
+    assert manifest.chats is not None
+    record = manifest.chats.model_copy(update={"learning_tokens": {"train": 320, "validation": 0}})
+    manifest = manifest.model_copy(update={"chats": record})
+    recipe = tuning("smollm2-135m", 64).recipe
+    path = str(tmp_path / "chats")
+    there = {"chats": recipe.datasets["chats"].model_copy(update={"path": path})}
+    recipe = recipe.model_copy(update={"datasets": there})
+    (size,) = source_sizes(recipe, {"chats": manifest}, allow_declared=False).values()
+    assert size.windows(64) == 20
+    assert size.learning_share(64) == 320 / (20 * 64)
+    assert size.learning_share(128) == 320 / (10 * 128)
+    assert SourceSize(1000, declared=False).learning_share(64) == 1
+
+
+def chats_and_text(learns: float) -> dict[str, Any]:
+    """Arguments of `tuning`: a third of text, and chats of which this share learns."""
+    sizes = {
+        "chats": SourceSize(10**9, False, lambda length: 10**8 // length, round(10**8 * learns)),
+        "text": SourceSize(10**9, declared=False),
+    }
+    stage = {"name": "tune", "tokens": 160 * 512, "mixture": {"chats": 2 / 3, "text": 1 / 3}}
+    datasets = {name: {"path": "nowhere", "tokens": 10**9} for name in sizes}
+    return {"sizes": sizes, "changes": {"stages": [stage], "datasets": datasets}}
+
+
+def test_the_head_works_on_what_learns() -> None:
+    all_learn, some_learn = (
+        tuning("smollm2-135m", 512, rank=16, **chats_and_text(share)) for share in (1.0, 0.25)
+    )
+    (whole,), (part,) = all_learn.stages, some_learn.stages
+    assert whole.learning_share == 1
+    assert part.learning_share == pytest.approx(0.5)
+    assert whole.documents
+    assert part.documents
+    # Half of the head's 4 · 576 · 49,152: 2 forward, 2 to go on backwards.
+    saved = all_learn.stage_flops(whole) - some_learn.stage_flops(part)
+    assert saved == pytest.approx(2 * 576 * 49_152, rel=1e-6)
+    assert all_learn.flops - some_learn.flops == part.tokens * saved
+    kept, spared = (step_memory(plan, 8) for plan in (all_learn, some_learn))
+    assert spared.total < kept.total
+    said = "\n".join(describe(some_learn))
+    assert "16 × 512 = 8.19k tokens, 50% of which learn" in said
+    assert "; the head where targets learn)" in said
+    assert "learn\n" not in "\n".join(describe(all_learn))
+
+
+@pytest.mark.parametrize("reference", ["live", "precomputed"])
+def test_a_live_reference_is_a_pass_forward(reference: str) -> None:
+    stage = {
+        "name": "align",
+        "tokens": 160 * 512,
+        "mixture": {"chats": 1.0},
+        "objective": {"kind": "preference", "reference": reference},
+    }
+    plan = tuning("smollm2-135m", 512, changes={"stages": [stage]}, rank=16)
+    more = plan.stage_flops(plan.stages[0]) - plan.flops_per_token(512)
+    forward = inference_flops_per_token(plan.config, 512)
+    assert more == (forward if reference == "live" else 0)
+    assert plan.stages[0].documents
+
+
+def test_passes_of_an_adapter_on_a_cpu_are_short() -> None:
+    changes = {"runtime": {}}
+    plan = tuning("smollm2-135m", 512, changes=changes, rank=16)
+    many, few = (
+        device_needs(each, int(64e9), device_type="cpu", compute_bytes=4)
+        for each in (without_adapter(plan), plan)
+    )
+    assert many.micro_batch_size * 512 == 8192
+    assert few.micro_batch_size * 512 == 1024
+    assert few.memory.total < many.memory.total / 3
+    # A GPU fills what it has.
+    assert device_needs(plan, int(64e9)).micro_batch_size == 16

@@ -237,3 +237,98 @@ def test_events_of_other_kinds_and_older_files() -> None:
     others: list[Event] = [{"event": "memory", "time": 1.0}, {"event": "profile", "time": 1.0}]
     assert find_alerts([bare, *others, *skipped(1, 2, 3), *waiting(0.01)]) != []
     assert find_alerts([]) == []
+
+
+# -- tuning -------------------------------------------------------------------------------------
+
+STAGE: Event = {"event": "stage", "time": 0.0, "step": 0, "name": "tune"}
+
+
+def pair_step(number: int, loss: float = 0.6, **fields: Any) -> Event:
+    of = {"rewards_chosen": -0.1, "rewards_rejected": -0.5, "margin": 0.4, "accuracy": 1.0}
+    return step(number, loss, **{**of, "stage": "tune", **fields})
+
+
+def held_out_pairs(number: int, loss: float) -> Event:
+    return {
+        "event": "preference",
+        "time": number * 0.1,
+        "step": number,
+        "loss": loss,
+        "accuracy": 0.8,
+        "datasets": {},
+    }
+
+
+def test_losses_of_pairs_are_no_losses_of_text() -> None:
+    """Near 0 a loss doubles for nothing, and held-out text may suffer while pairs are learnt."""
+    falling = [pair_step(n, 0.6 if n < 100 else 0.001 if n < 200 else 0.002) for n in range(1, 700)]
+    assert kinds([STAGE, *falling]) == []
+    texts = [validation(100 * n, 1.0 + n / 10) for n in range(1, 7)]
+    events = sorted([*falling, *texts], key=lambda event: event["step"])
+    assert kinds([STAGE, *events]) == []
+
+
+def test_pairs_told_apart_worse_than_by_the_reference() -> None:
+    worse = [pair_step(1, 0.693), *[pair_step(n, 0.9 + 0.1 * (n % 2)) for n in range(2, 200)]]
+    alert = only([STAGE, *worse])
+    assert alert.kind == "preference_loss"
+    assert "0.693 then" in alert.message
+    # 0.7 ± 0.1: two thousandths of a standard error of 0.01 are no rise.
+    noise = [pair_step(1, 0.693), *[pair_step(n, 0.6 + 0.2 * (n % 2)) for n in range(2, 200)]]
+    assert kinds([STAGE, *noise]) == []
+
+
+def test_pairs_learned_by_heart() -> None:
+    def run(accuracy: float, *losses: float) -> list[Event]:
+        events: list[Event] = [STAGE]
+        for place, loss in enumerate(losses):
+            first = place * 30
+            events += [pair_step(first + n, accuracy=accuracy) for n in range(1, 31)]
+            events.append(held_out_pairs(first + 30, loss))
+        return events
+
+    alert = only(run(1.0, 0.5, 0.52, 0.54))
+    assert alert.kind == "preference_overfitting"
+    assert "0.5400, 0.5000 at step 30" in alert.message
+    assert "validation.patience" in alert.action
+    assert kinds(run(1.0, 0.5, 0.52)) == [], "one validation is noise"
+    assert kinds(run(0.9, 0.5, 0.52, 0.54)) == [], "the batches are not all told right"
+    assert kinds(run(1.0, 0.5, 0.48, 0.46)) == []
+
+
+def test_both_answers_become_unlikely() -> None:
+    def fallen(reward: float) -> list[Event]:
+        return [STAGE, *[pair_step(n, rewards_chosen=reward) for n in range(1, 60)]]
+
+    start = {**START, "recipe": {**RECIPE, "stages": [{"name": "sft"}, {"name": "tune"}]}}
+    (alert,) = find_alerts([start, *fallen(-5.1)])
+    assert (alert.kind, alert.step) == ("chosen_unlikely", 20)
+    assert "-5.1" in alert.message
+    assert "--set stages.1.objective.beta" in alert.action
+    assert kinds(fallen(-4.9)) == []
+
+
+def test_answers_learned_by_heart() -> None:
+    def run(kind: str, *values: float) -> list[Event]:
+        stages = [{"name": "tune", "mixture": {"a": 1.0}}]
+        start = {**START, "data_kinds": {"a": kind}, "stages": stages}
+        events: list[Event] = [start, STAGE]
+        for place, value in enumerate(values):
+            first = place * 20
+            steps = [step(first + n, 2.0 - place / 10, stage="tune") for n in range(1, 21)]
+            events += [*steps, validation(first + 20, value)]
+        return events
+
+    # Each of three a thousandth above the one before: less than the 1% that text needs.
+    rising = (1.0, 1.001, 1.002, 1.003)
+    (alert,) = find_alerts(run("chats", *rising))
+    assert alert.kind == "overfitting"
+    assert "held-out answers get harder" in alert.message
+    assert "fewer epochs" in alert.action
+    assert "validation.patience" in alert.action
+    assert find_alerts(run("chats", *rising[:3])) == []
+    assert find_alerts(run("chats", 1.0, 1.002, 1.001, 1.003)) == [], "not each above the last"
+    assert find_alerts(run("text", *rising)) == []
+    (text,) = find_alerts(run("text", 1.0, 1.02, 1.03))
+    assert "held-out text gets harder" in text.message

@@ -12,7 +12,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from llamita.architecture.config import ModelConfig
-from llamita.architecture.counts import num_parameters, projections, without_input_gradient
+from llamita.architecture.counts import (
+    block_matmul_parameters,
+    num_parameters,
+    projections,
+    without_input_gradient,
+)
 from llamita.architecture.lora import Lora, Quantization, lora_parameters
 from llamita.architecture.moments import BFLOAT16, FLOAT32, StepMoments, TrainingMemory
 
@@ -41,17 +46,28 @@ def embedding_bytes(config: ModelConfig, compute_bytes: int) -> int:
     return config.vocab_size * config.hidden_size * each
 
 
-def base_bytes(config: ModelConfig, lora: Lora, compute_bytes: int = BFLOAT16) -> int:
-    """Of the frozen base: everything in the compute type, but for an embedding that is multiplied,
-    and for the blocks' matrices where they are quantised."""
-    layers, shapes = config.num_hidden_layers, projections(config).values()
-    vocabulary = config.vocab_size * config.hidden_size
-    others = num_parameters(config) - vocabulary
-    stored = 0
+def quantized_base_bytes(config: ModelConfig, lora: Lora) -> int:
+    """Of the blocks' matrices, 0 where they are not quantised. They are no parameters, and stand
+    whole on each device."""
+    if lora.quantization is None:
+        return 0
+    shapes = projections(config).values()
+    block = sum(quantized_bytes(*shape, lora.quantization) for shape in shapes)
+    return config.num_hidden_layers * block
+
+
+def frozen_bytes(config: ModelConfig, lora: Lora, compute_bytes: int = BFLOAT16) -> int:
+    """Of the frozen parameters, which FSDP shards: everything that is not quantised in the compute
+    type, but for an embedding that is multiplied."""
+    others = num_parameters(config) - config.vocab_size * config.hidden_size
     if lora.quantization is not None:
-        others -= layers * sum(inputs * outputs for inputs, outputs in shapes)
-        stored = layers * sum(quantized_bytes(*shape, lora.quantization) for shape in shapes)
-    return embedding_bytes(config, compute_bytes) + others * compute_bytes + stored
+        others -= config.num_hidden_layers * block_matmul_parameters(config)
+    return embedding_bytes(config, compute_bytes) + others * compute_bytes
+
+
+def base_bytes(config: ModelConfig, lora: Lora, compute_bytes: int = BFLOAT16) -> int:
+    """Of the frozen base on one device."""
+    return frozen_bytes(config, lora, compute_bytes) + quantized_base_bytes(config, lora)
 
 
 def adapter_activation_bytes_per_token(
@@ -61,6 +77,7 @@ def adapter_activation_bytes_per_token(
     *,
     compiled: bool = True,
     device_type: str = "cpu",
+    documents: bool = False,
     first: bool = False,
 ) -> int:
     """What one block keeps for its backward pass, in bytes a token.
@@ -97,19 +114,21 @@ def adapter_activation_bytes_per_token(
     # again where the passes are fused.
     wide = (gate or up) + gate if compiled else 2 * gate + up
     kept += wide * config.intermediate_size * b
-    return kept + _read_by_adapters(config, lora, still, b, compiled, device_type)
+    # Uncompiled on a CPU a mask of dropout is of the input's type; elsewhere it is a byte.
+    mask = b if device_type == "cpu" and not compiled else 1
+    side_by_side = device_type != "cpu" or documents
+    return kept + _read_by_adapters(config, lora, still, b, mask, side_by_side)
 
 
 def _read_by_adapters(
-    config: ModelConfig, lora: Lora, still: set[str], b: int, compiled: bool, device_type: str
+    config: ModelConfig, lora: Lora, still: set[str], b: int, mask: int, side_by_side: bool
 ) -> int:
     """The inputs of every A, and of every B. A mask passes on the gradient of an input that has
-    one, which those of `still` have not."""
+    one, which those of `still` have not. `side_by_side`: attention's output is laid out as o_proj
+    reads it, and is kept already where attention is differentiated."""
     shapes, learns = projections(config), lora.targets
     kept = len(learns) * lora.rank * b
     if lora.dropout:
-        # Uncompiled on a CPU the mask is of the input's type; elsewhere it is a byte.
-        mask = b if device_type == "cpu" and not compiled else 1
         return kept + sum(shapes[name][0] * (b + (0 if name in still else mask)) for name in learns)
     readers = (
         ("q_proj", "k_proj", "v_proj"),
@@ -118,8 +137,7 @@ def _read_by_adapters(
         ("down_proj",),
     )
     for names in readers:
-        # On a GPU attention's output is laid out as o_proj reads it, and is kept already.
-        there = names == ("o_proj",) and device_type != "cpu"
+        there = names == ("o_proj",) and side_by_side and "o_proj" not in still
         if set(learns).intersection(names) and not there:
             kept += shapes[names[0]][0] * b
     return kept
@@ -145,7 +163,7 @@ class AdapterMoments(StepMoments):
     @cached_property
     def standing(self) -> TrainingMemory:
         share = self.share(self.parameters)
-        base = base_bytes(self.config, self.lora, self.compute_bytes)
+        frozen = frozen_bytes(self.config, self.lora, self.compute_bytes)
         return TrainingMemory(
             weights=share,
             gradients=share if self.accumulates else 0,
@@ -154,7 +172,7 @@ class AdapterMoments(StepMoments):
             activations=0,
             logits=0,
             average=share if self.average else 0,
-            base=-(-base // self.ranks),
+            base=-(-frozen // self.ranks) + quantized_base_bytes(self.config, self.lora),
         )
 
     @cached_property
@@ -182,6 +200,7 @@ class AdapterMoments(StepMoments):
             self.compute_bytes,
             compiled=self.compiled,
             device_type=self.device_type,
+            documents=self.documents,
             first=first,
         )
 
@@ -269,6 +288,6 @@ class AdapterMoments(StepMoments):
 
     @cached_property
     def whole_block(self) -> int:
-        """Bytes of a block as it is stored, with its adapters."""
-        blocks = base_bytes(self.config, self.lora, self.compute_bytes) - self.root
+        """Bytes of a block's parameters as they are stored, with its adapters'."""
+        blocks = frozen_bytes(self.config, self.lora, self.compute_bytes) - self.root
         return (blocks + self.parameters * FLOAT32) // self.config.num_hidden_layers

@@ -80,7 +80,14 @@ def matmul_parameters(config: ModelConfig) -> int:
     return config.num_hidden_layers * block_matmul_parameters(config) + head
 
 
-def flops_per_token(config: ModelConfig, sequence_length: int, lora: Lora | None = None) -> int:
+def flops_per_token(
+    config: ModelConfig,
+    sequence_length: int,
+    lora: Lora | None = None,
+    *,
+    learning_share: float = 1.0,
+    live_reference: bool = False,
+) -> int:
     """Training FLOPs a token, forward and backward.
 
     6 · (matmul parameters, head included) + 12 · L · heads · head_dim · T, the convention of
@@ -91,21 +98,25 @@ def flops_per_token(config: ModelConfig, sequence_length: int, lora: Lora | None
     once (2). Backward, the product for its own gradient (2) is made for adapters and for nothing
     else; the one for its input's gradient (2) where that input depends on an adapter. All inputs
     do but those of the first block that no adapter comes before: `_left_out_by_first_block`.
-    Dequantising a base is no product and is not counted, nor are targets that do not learn left
-    out of the head.
+    Dequantising a base is no product and is not counted.
+
+    Args:
+        learning_share: of the tokens, those whose targets learn, on which alone the head works.
+        live_reference: whether the base scores each token too, forward alone, as preferences do
+            with `reference: live`.
     """
     width = config.num_attention_heads * config.head_dim
-    attention = 12 * config.num_hidden_layers * width * sequence_length
-    if lora is None:
-        return 6 * matmul_parameters(config) + attention
-    shapes = projections(config)
-    adapters = lora.rank * sum(sum(shapes[name]) for name in lora.targets)
-    return (
-        4 * matmul_parameters(config)
-        + 6 * config.num_hidden_layers * adapters
-        + attention
-        - _left_out_by_first_block(config, sequence_length, lora)
-    )
+    products, attention = 6, 12 * config.num_hidden_layers * width * sequence_length
+    adapting = 0
+    if lora is not None:
+        products, shapes = 4, projections(config)
+        adapters = lora.rank * sum(sum(shapes[name]) for name in lora.targets)
+        adapting = 6 * config.num_hidden_layers * adapters
+        adapting -= _left_out_by_first_block(config, sequence_length, lora)
+    if live_reference:
+        products, attention = products + 2, attention + attention // 3
+    not_learning = round((1 - learning_share) * config.vocab_size * config.hidden_size)
+    return products * (matmul_parameters(config) - not_learning) + attention + adapting
 
 
 def without_input_gradient(lora: Lora) -> tuple[str, ...]:

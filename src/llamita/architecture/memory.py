@@ -107,6 +107,7 @@ def training_memory(
     accumulates: bool = False,
     lora: Lora | None = None,
     learning_share: float = 1.0,
+    documents: bool = False,
 ) -> TrainingMemory:
     """Memory of a training step at its fullest moment: float32 weights, gradients and moments, and
     the rest.
@@ -132,13 +133,14 @@ def training_memory(
         compiled: whether blocks and head run through torch.compile, which keeps and makes less.
         accumulates: whether a step has several passes, which add up their gradients.
         lora: the adapters, where they alone learn.
-        learning_share: of a pass's tokens, the most whose targets learn: the head works on them
+        learning_share: of a pass's tokens, those whose targets learn: the head works on them
             alone, filled up to a multiple of `SCORED_MULTIPLE`. 1: it works on all.
+        documents: whether attention stays inside documents, as in packed rows.
     """
     tokens = micro_batch_size * sequence_length
     scored = None
     if learning_share < 1.0:
-        scored = math.ceil(learning_share * tokens / SCORED_MULTIPLE) * SCORED_MULTIPLE
+        scored = max(1, math.ceil(learning_share * tokens / SCORED_MULTIPLE)) * SCORED_MULTIPLE
     chunk = min(head_chunk_size or head_chunk_tokens(device_type), scored or tokens)
     step = StepMoments(
         config,
@@ -153,6 +155,7 @@ def training_memory(
         compiled=compiled,
         accumulates=accumulates,
         scored=scored,
+        documents=documents,
     )
     if lora is not None:
         step = AdapterMoments(**vars(step), lora=lora)

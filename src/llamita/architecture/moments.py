@@ -77,13 +77,15 @@ def activation_bytes_per_token(
     *,
     compiled: bool = True,
     device_type: str = "cpu",
+    documents: bool = False,
 ) -> int:
     """What one block keeps for its backward pass, times the layers, in bytes a token.
 
     Each norm keeps its input and what it puts out, and uncompiled the float32 input and the normed
     values before the weight besides; attention keeps q, k and v after rotation, its output, its
     float32 log-sum-exp (a flash attention's scores never stand) and, on a CPU, the output once more
-    with the heads side by side; the MLP keeps gate, up and their product, uncompiled silu(gate)
+    with the heads side by side, unless attention inside `documents` made it so
+    (model/document_attention.py); the MLP keeps gate, up and their product, uncompiled silu(gate)
     too. torch.compile could compute the product again and does not, because a matrix product of the
     backward pass reads it.
     """
@@ -92,7 +94,7 @@ def activation_bytes_per_token(
     keys = config.num_key_value_heads * config.head_dim
     norm = 2 * b if compiled else FLOAT32 + 2 * b
     per_block = 2 * (norm * config.hidden_size + FLOAT32)
-    copies = 3 if device_type == "cpu" else 2
+    copies = 3 if device_type == "cpu" and not documents else 2
     per_block += (copies * queries + 2 * keys) * b + config.num_attention_heads * FLOAT32
     per_block += (3 if compiled else 4) * config.intermediate_size * b
     if config.qk_norm:
@@ -122,6 +124,7 @@ class StepMoments:
     compiled: bool = True
     accumulates: bool = False
     scored: int | None = None
+    documents: bool = False
 
     def all(self) -> dict[str, TrainingMemory]:
         """Every moment by name, in their order."""
@@ -190,6 +193,7 @@ class StepMoments:
             self.compute_bytes,
             compiled=self.compiled,
             device_type=self.device_type,
+            documents=self.documents,
         )
         return self.tokens * per_token // self.config.num_hidden_layers
 

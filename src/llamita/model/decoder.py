@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from llamita.architecture.config import ModelConfig
-from llamita.architecture.memory import head_chunk_tokens
+from llamita.architecture.memory import SCORED_MULTIPLE, head_chunk_tokens
 from llamita.model.attention import attention, document_blocks, document_mask
 from llamita.model.cache import KeyValueCache
 from llamita.model.document_attention import document_starts
@@ -285,14 +285,9 @@ class Decoder(nn.Module):
         return logits[..., : self.config.vocab_size] / self.config.logits_scaling
 
 
-_PICKED_MULTIPLE = 128
-"""Tokens that the head works on are filled up to a multiple of this: few shapes, whatever a batch
-lets learn."""
-
-
 def _picked(hidden: Tensor, targets: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, H) and (N,) to those at `places`, filled up with ignored ones."""
-    missing = max(1, -(-len(places) // _PICKED_MULTIPLE)) * _PICKED_MULTIPLE - len(places)
+    """(N, H) and (N,) to those at `places`, filled up with ignored ones to few different sizes."""
+    missing = max(1, -(-len(places) // SCORED_MULTIPLE)) * SCORED_MULTIPLE - len(places)
     chosen = F.pad(places, (0, missing))
     wanted = F.pad(targets[places], (0, missing), value=IGNORE)
     return hidden[chosen], wanted

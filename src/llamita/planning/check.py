@@ -220,10 +220,11 @@ def _state(found: _Found) -> str:
     planned = found.planned
     stopped = found.last("early_stop")
     if found.finished and stopped:
+        many = stopped["validations"]
         return (
-            f"ended early at step {planned.last:,} of {planned.ends:,}, after "
-            f"{stopped['validations']} validations without a gain; planned is what the plan says "
-            "up to there"
+            f"ended early at step {planned.last:,} of {planned.ends:,}, after {many} "
+            f"validation{'s' if many > 1 else ''} without a gain; planned is what the plan says up "
+            "to there"
         )
     if found.finished:
         return f"finished at step {planned.last:,}"

@@ -11,7 +11,7 @@ from llamita.architecture.lora import ALL_LINEAR, Lora, lora_parameters, lora_ta
 from llamita.architecture.presets import Parametrization
 from llamita.errors import UserError
 from llamita.planning.quantities import tokens
-from llamita.recipes.schema import Cosine, Decay, LastCheckpoints, Recipe, Stage
+from llamita.recipes.schema import Cosine, Decay, LastCheckpoints, Preference, Recipe, Stage
 
 
 @dataclass(frozen=True)
@@ -19,18 +19,26 @@ class SourceSize:
     """Training tokens of a dataset. `declared`: taken from the recipe, the data being absent.
 
     rows: of packed examples, how many rows of a given length hold them; None for text, which is cut
-    into windows.
+    into windows. learning_tokens: of packed examples, how many tokens are learnt; None: all.
     """
 
     tokens: int
     declared: bool
     rows: Callable[[int], int] | None = None
+    learning_tokens: int | None = None
 
     def windows(self, sequence_length: int) -> int:
         """What an epoch has of rows of `sequence_length`."""
         if self.rows is not None:
             return self.rows(sequence_length)
         return (self.tokens - 1) // sequence_length
+
+    def learning_share(self, sequence_length: int) -> float:
+        """Of the places in rows of `sequence_length`, padding among them, those that learn."""
+        if self.learning_tokens is None:
+            return 1.0
+        places = max(1, self.windows(sequence_length)) * sequence_length
+        return min(1.0, self.learning_tokens / places)
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,16 @@ class StagePlan:
     num_steps: int
     epochs: Mapping[str, tuple[float, float]]
     """Dataset → times read before and after this stage."""
+    learning_share: float = 1.0
+    """Of the tokens, those whose targets learn, on average: chats' questions and padding do not."""
+    documents: bool = False
+    """Whether attention stays inside documents."""
+
+    @property
+    def live_reference(self) -> bool:
+        """Whether each step scores its pairs by the reference model too: one more pass forward."""
+        objective = self.stage.objective
+        return isinstance(objective, Preference) and objective.reference == "live"
 
     @property
     def tokens(self) -> int:
@@ -79,14 +97,22 @@ class TrainingPlan:
         return sum(stage.tokens for stage in self.stages)
 
     def flops_per_token(self, sequence_length: int) -> int:
-        """Of training, forward and backward, by what learns."""
+        """Of training, forward and backward, where all targets learn."""
         return flops_per_token(self.config, sequence_length, self.lora)
+
+    def stage_flops(self, stage: StagePlan) -> int:
+        """FLOPs a token of a stage, whose head works on the targets that learn."""
+        return flops_per_token(
+            self.config,
+            stage.sequence_length,
+            self.lora,
+            learning_share=stage.learning_share,
+            live_reference=stage.live_reference,
+        )
 
     @property
     def flops(self) -> int:
-        return sum(
-            stage.tokens * self.flops_per_token(stage.sequence_length) for stage in self.stages
-        )
+        return sum(stage.tokens * self.stage_flops(stage) for stage in self.stages)
 
     @property
     def longest_sequence(self) -> int:
@@ -137,7 +163,16 @@ def make_plan(
             if limit_epochs:
                 _refuse_repetition(recipe, index, name, epochs[name][1])
         rate = stage.learning_rate or recipe.optimizer.learning_rate
-        stages.append(StagePlan(stage, length, batch, rate, num_steps, epochs))
+        # From 1 downwards, so that text alone is 1 and not nearly so.
+        learns = 1 - sum(
+            share * (1 - sizes[name].learning_share(length))
+            for name, share in stage.mixture.items()
+        )
+        packed = any(sizes[name].rows is not None for name in stage.mixture)
+        masked = isinstance(stage.objective, Preference) or stage.objective.document_masking
+        stages.append(
+            StagePlan(stage, length, batch, rate, num_steps, epochs, learns, packed or masked)
+        )
     return TrainingPlan(
         recipe, config, parametrization, tuple(stages), sizes, first_step, dict(consumed or {})
     )
@@ -209,13 +244,11 @@ def describe(plan: TrainingPlan) -> list[str]:
             f"{plan.tokens / total:.3g} tokens per parameter, {plan.flops:.3g} FLOP in all"
         ),
     ]
-    lengths = sorted({stage.sequence_length for stage in plan.stages})
+    kinds = sorted({(stage.sequence_length, plan.stage_flops(stage)) for stage in plan.stages})
     each = ", ".join(
-        f"{plan.flops_per_token(length) / 1e9:.4g} GFLOP a token at T = {length:,}"
-        for length in lengths
+        f"{flops / 1e9:.4g} GFLOP a token at T = {length:,}" for length, flops in kinds
     )
-    formula = "6·matmul parameters" if plan.lora is None else "4·matmul parameters + 6·adapters"
-    lines.append(f"  arithmetic  {each} ({formula} + 12·L·heads·head_dim·T)")
+    lines.append(f"  arithmetic  {each} ({_formula(plan)})")
     lines += _describe_tuning(plan)
     lines += _describe_parametrization(plan)
     for number, stage in enumerate(plan.stages):
@@ -226,6 +259,16 @@ def describe(plan: TrainingPlan) -> list[str]:
     )
     lines.append(f"  data        unique training tokens: {sizes}")
     return lines
+
+
+def _formula(plan: TrainingPlan) -> str:
+    products = "6·matmul parameters" if plan.lora is None else "4·matmul parameters + 6·adapters"
+    formula = f"{products} + 12·L·heads·head_dim·T"
+    if any(stage.live_reference for stage in plan.stages):
+        formula += ", a third more of attention and 2·matmul parameters for the reference"
+    if any(stage.learning_share < 1 for stage in plan.stages):
+        formula += "; the head where targets learn"
+    return formula
 
 
 def _describe_tuning(plan: TrainingPlan) -> list[str]:
@@ -264,6 +307,7 @@ def _describe_parametrization(plan: TrainingPlan) -> list[str]:
 
 
 def _describe_stage(number: int, plan: StagePlan) -> list[str]:
+    learns = "" if plan.learning_share == 1 else f", {plan.learning_share:.0%} of which learn"
     mixture = " + ".join(f"{share:.4g} {name}" for name, share in plan.stage.mixture.items())
     epochs = ", ".join(
         f"{name} {before:.2f}→{after:.2f}" for name, (before, after) in plan.epochs.items()
@@ -272,7 +316,7 @@ def _describe_stage(number: int, plan: StagePlan) -> list[str]:
         (
             f"  stage {number} {plan.stage.name}: {tokens(plan.tokens)} tokens, "
             f"{plan.num_steps:,} steps of {plan.windows_per_step} × {plan.sequence_length:,} = "
-            f"{tokens(plan.batch_tokens)} tokens"
+            f"{tokens(plan.batch_tokens)} tokens{learns}"
         ),
         f"              {mixture}; epochs {epochs}",
         f"              learning rate {plan.learning_rate:g}, {_describe_schedule(plan.stage)}",

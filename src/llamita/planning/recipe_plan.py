@@ -142,7 +142,8 @@ def _size(path: Path, manifest: Manifest) -> SourceSize:
         from llamita.data.packed_stream import packed_rows
 
         rows = cache(partial(packed_rows, path, manifest, "train"))
-    return SourceSize(manifest.splits["train"].tokens, declared=False, rows=rows)
+    learns = None if manifest.chats is None else manifest.chats.learning_tokens.get("train")
+    return SourceSize(manifest.splits["train"].tokens, False, rows, learns)
 
 
 def check_kinds(recipe: Recipe, manifests: Mapping[str, Manifest]) -> None:

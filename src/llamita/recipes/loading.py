@@ -6,14 +6,16 @@ import types
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from llamita.errors import UserError, did_you_mean
-from llamita.recipes.schema import Recipe
+from llamita.recipes.schema import Recipe, Settings
 from llamita.recipes.yaml_reading import Loader, parse_yaml
+
+_S = TypeVar("_S", bound=Settings)
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -65,10 +67,15 @@ def override_recipe(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
 
 def check_recipe(data: Mapping[str, Any], where: str) -> Recipe:
     """Type a mapping as a recipe; every fault is named with its path and, if a key, its nearest."""
+    return check_settings(Recipe, data, where)
+
+
+def check_settings(kind: type[_S], data: Mapping[str, Any], where: str) -> _S:
+    """The same for a part of a recipe."""
     try:
-        return Recipe.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
-        lines = [_explain(fault) for fault in error.errors()]
+        lines = [_explain(fault, kind) for fault in error.errors()]
         raise UserError(f"{where}:\n" + "\n".join(f"  {line}" for line in lines)) from error
 
 
@@ -129,7 +136,7 @@ def dump_recipe(recipe: Recipe, *, defaults: bool = True) -> str:
 _UNIONS = ("schedule", "optimizer", "averaging", "objective")
 
 
-def _explain(fault: Any) -> str:
+def _explain(fault: Any, kind: type[Settings]) -> str:
     # After these, pydantic's path names the member of the union it tried: nobody wrote that.
     location = [
         part
@@ -138,7 +145,7 @@ def _explain(fault: Any) -> str:
     ]
     where = ".".join(str(part) for part in location) or "recipe"
     if fault["type"] == "extra_forbidden":
-        known = sorted(_keys_at(Recipe, fault["loc"][:-1]))
+        known = sorted(_keys_at(kind, fault["loc"][:-1]))
         hint = did_you_mean(str(location[-1]), known)
         return f"{where}: there is no such key.{hint} Keys here: {', '.join(known)}."
     if fault["type"] == "missing":

@@ -51,6 +51,8 @@ class RunState:
     rate_history: History = field(default_factory=lambda: History(400))
     validations: list[tuple[int, float]] = field(default_factory=list)
     each_validation: dict[str, float] = field(default_factory=dict)
+    own_validations: dict[str, list[float]] = field(default_factory=dict)
+    """Each dataset's bits per byte, validation by validation."""
     pair_validations: list[tuple[int, float]] = field(default_factory=list)
     """Of held-out pairs: step, and the share whose chosen answer gained more."""
     pair_margin: tuple[float, float, float] | None = None
@@ -138,6 +140,8 @@ class RunState:
     def _on_validation(self, event: Event) -> None:
         self.validations.append((event["step"], float(event["bits_per_byte"])))
         self.each_validation = {k: float(v) for k, v in event.get("datasets", {}).items()}
+        for name, value in self.each_validation.items():
+            self.own_validations.setdefault(name, []).append(value)
 
     def _on_preference(self, event: Event) -> None:
         self.pair_validations.append((event["step"], float(event["accuracy"])))
@@ -179,9 +183,17 @@ class RunState:
         return is_chat(self.announced.get("recipe") or {})
 
     @property
-    def measure(self) -> str:
-        """What `validations` are."""
-        return "bits per byte" + bits_per_byte_of(self.announced, self.each_validation or None)
+    def measure(self) -> tuple[str, list[float]]:
+        """What is validated, by name, and its values: in a stage over one dataset of conversations
+        its answers, else all that is held out together."""
+        mixture = list((self.stage_record or {}).get("mixture") or {})
+        names: list[str] | None = list(self.each_validation) or None
+        values = [value for _, value in self.validations]
+        if len(mixture) == 1 and mixture[0] in self.own_validations:
+            of = bits_per_byte_of(self.announced, mixture)
+            if of:
+                names, values = mixture, self.own_validations[mixture[0]]
+        return "bits per byte" + bits_per_byte_of(self.announced, names), values
 
     @property
     def share_done(self) -> float:

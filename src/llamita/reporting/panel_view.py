@@ -243,8 +243,8 @@ def _facts(state: RunState, width: int, now: float) -> list[Line]:
 
 
 def _validation(state: RunState, width: int) -> Line:
-    values = [value for _, value in state.validations]
-    line: Line = [(f"{state.measure} ", "dim"), (f"{values[-1]:.4f}", "value")]
+    measure, values = state.measure
+    line: Line = [(f"{measure} ", "dim"), (f"{values[-1]:.4f}", "value")]
     best = min(values)
     if values[-1] > best:
         line.append((f" (best {best:.4f})", "dim"))

@@ -195,8 +195,8 @@ def _curve(frame: _Frame, runs: Sequence[RunRecord], curve: Curve) -> Iterator[s
     values = finite(table.columns[curve.column])
     taken = values.copy()
     if curve.band is not None:
-        low, high = (finite(table.columns[name]) for name in curve.band)
-        yield _band(frame, steps, low, high, style)
+        lower, upper = (finite(table.columns[name]) for name in curve.band)
+        yield _band(frame, steps, lower, upper, style)
     if curve.smoothed is None:
         yield _path(frame, steps, values, f"line {style}")
         if len(steps) <= 60:

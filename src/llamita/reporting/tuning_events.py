@@ -75,9 +75,11 @@ def early_stop_text(event: Event) -> str:
     """Why a run ended before its recipe's end."""
     names = {"preference_loss": "held-out loss of pairs", "bits_per_byte": "bits per byte"}
     measure = str(event["measure"])
+    many = event["validations"]
     return (
-        f"{event['validations']} validations without a gain over {number(event['value']):.4f} "
-        f"({names.get(measure, measure)}); the run ended here (validation.patience)"
+        f"{many} validation{'s' if many != 1 else ''} without a gain over "
+        f"{number(event['value']):.4f} ({names.get(measure, measure)}); the run ended here "
+        "(validation.patience)"
     )
 
 

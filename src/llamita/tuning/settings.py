@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llamita.errors import UserError
+from llamita.recipes.loading import check_settings
 from llamita.recipes.schema import Adapter
 
 LEARNS: tuple[str, ...] = ("lora", "all")
@@ -37,7 +38,7 @@ def settle_adapter(learn: str, given: dict[str, Any]) -> Adapter | None:
         raise UserError(f"--learn {learn}: write {' or '.join(LEARNS)}")
     if learn == "lora":
         rank = given.get("rank", Adapter.model_fields["rank"].default)
-        return Adapter(**{"alpha": 2.0 * rank, **given})
+        return check_settings(Adapter, {"alpha": 2.0 * rank, **given}, "the adapter")
     if "quantize_base" in given:
         raise UserError(
             f"--quantize {given['quantize_base']}: weights in so few bits cannot learn, only an "

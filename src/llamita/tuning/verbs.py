@@ -16,7 +16,7 @@ from llamita.model.records import (
     recorded_learning_rate,
     tokenizer_directory,
 )
-from llamita.recipes.loading import check_recipe, override_recipe
+from llamita.recipes.loading import check_recipe, check_settings, override_recipe
 from llamita.recipes.schema import Adapter, Recipe
 from llamita.tuning.settings import (
     ALIGN_LEARNING_RATE,
@@ -251,16 +251,14 @@ class _Start:
                     f"first: llamita export {model} --to hf --out DIR"
                 )
             lora, _ = read_adapter(self.directory)
-            self.adapter: Adapter | None = Adapter(
-                **{
-                    "rank": lora.rank,
-                    "alpha": lora.alpha,
-                    "targets": list(lora.targets),
-                    "rslora": lora.rslora,
-                    "quantize_base": lora.quantization,
-                    **given,
-                }
-            )
+            kept = {
+                "rank": lora.rank,
+                "alpha": lora.alpha,
+                "targets": list(lora.targets),
+                "rslora": lora.rslora,
+                "quantize_base": lora.quantization,
+            }
+            self.adapter: Adapter | None = check_settings(Adapter, kept | given, "the adapter")
         else:
             self.adapter = settle_adapter(learn, given)
 
