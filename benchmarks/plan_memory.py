@@ -70,6 +70,7 @@ def _model(
 
 MUON = {"optimizer": {"kind": "muon", "learning_rate": 1e-3}}
 AVERAGE = {"averaging": {"kind": "ema", "half_life_tokens": 1e6}}
+OF_9M = _model(256, 704, 6, 4, 4, 8192, tied=False)
 OF_31M = _model(512, 1408, 8, 8, 2, 8192, tied=False)
 OF_110M = _model(768, 2048, 12, 12, 12, 32_000, tied=True)
 OF_55M = _model(512, 1408, 8, 8, 2, 32_000, tied=False)
@@ -79,7 +80,7 @@ SHAPES = (
     Shape("1M", _model(128, 352, 3, 4, 2, 4096, tied=True), 16, 128, compiled=False),
     # the quickstart's
     Shape("2M-muon", _model(128, 384, 6, 2, 1, 4096, tied=True), 8, 256, True, changes=MUON),
-    Shape("9M-float32", _model(256, 704, 6, 4, 4, 8192, tied=False), 8, 256, False, "float32"),
+    Shape("9M-float32", OF_9M, 8, 256, False, "float32"),
     Shape("16M-muon", _model(384, 1024, 8, 6, 2, 8192, tied=True), 8, 512, True, changes=MUON),
     Shape("31M-average", OF_31M, 4, 512, True, micro_batches=2, changes=AVERAGE),
     Shape("55M", OF_55M, 8, 512, compiled=True),
@@ -91,6 +92,8 @@ SHAPES = (
 R16 = {"rank": 16}
 NF4 = {"rank": 16, "quantize_base": "nf4"}
 TUNING = (
+    Shape("9M-lora-float32", OF_9M, 4, 256, False, "float32", adapter=R16),
+    Shape("9M-nf4-float32", OF_9M, 4, 256, False, "float32", adapter=NF4),
     Shape("31M-lora", OF_31M, 8, 512, compiled=False, adapter=R16),
     Shape("31M-lora-compiled", OF_31M, 8, 512, compiled=True, adapter=R16),
     Shape("110M-lora-float32", OF_110M, 2, 512, False, "float32", adapter=R16),

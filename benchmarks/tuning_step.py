@@ -72,7 +72,8 @@ def commands(
 
 def parse(
     doc: str, data: str, contenders: tuple[str, ...], quick: tuple[str, ...]
-) -> tuple[argparse.ArgumentParser, argparse.Namespace, list[str]]:
+) -> tuple[argparse.Namespace, list[str]]:
+    """The flags, and the contenders that they choose."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     add_common_flags(parser, data)
     parser.add_argument("--examples", type=int, help="read so many of the file's rows only")
@@ -93,7 +94,7 @@ def parse(
     names += arguments.also
     if not names:
         parser.error(f"--only {arguments.only}: there are {'; '.join(contenders)}")
-    return parser, arguments, names
+    return arguments, names
 
 
 def main(
@@ -106,7 +107,7 @@ def main(
     defaults: str = DEFAULTS,
     examples: int | None = None,
 ) -> None:
-    _, arguments, names = parse(doc, data, contenders, quick)
+    arguments, names = parse(doc, data, contenders, quick)
     if arguments.measure is not None:
         overrides = arguments.measure.split()
         print(

@@ -40,9 +40,9 @@ from llamita.architecture.memory import (
 from llamita.architecture.moments import StepMoments
 from llamita.architecture.presets import preset
 from llamita.data.batch import Batch
+from llamita.inference.scoring import score_batch
 from llamita.model import decoder as decoders
 from llamita.model import head
-from llamita.inference.scoring import score_batch
 from llamita.model.adapters import adapters_off, add_adapters, freeze_to
 from llamita.model.decoder import IGNORE, Decoder, compile_model
 from llamita.model.initialization import initialize, learning_rate_multipliers

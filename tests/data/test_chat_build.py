@@ -260,7 +260,9 @@ def test_what_the_template_refuses_is_a_wrong_row(tmp_path: Path, tokenizer: Tok
     assert manifest.first_bad[0].startswith("chats.jsonl:6: ")
 
 
-@pytest.mark.parametrize(("kind", "rows"), [("chats", rows_of_chats), ("preferences", rows_of_pairs)])
+@pytest.mark.parametrize(
+    ("kind", "rows"), [("chats", rows_of_chats), ("preferences", rows_of_pairs)]
+)
 def test_held_out_files_are_the_validation_split(
     tmp_path: Path, tokenizer: Tokenizer, kind: str, rows: Any
 ) -> None:

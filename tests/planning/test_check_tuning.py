@@ -102,6 +102,17 @@ def test_an_early_end(told: Told) -> None:
     assert "5 of the plan's steps were not taken" in notes(check)
 
 
+def test_half_way_the_reference_is_planned_whole(told: Told) -> None:
+    told.begin("start", 0, 10)
+    told.forecast(0, 10, parts=PARTS)
+    preference(told, 0, after=7.0)
+    told.write("stage", 0, name="stable")
+    told.steps(1, 5, **PAIRS)
+    told.write("interrupted", 5)
+    # The reference, and one of the three validations.
+    assert pair(check_run(told.path), "in validation") == (7, 7)
+
+
 @pytest.mark.parametrize(
     ("kinds", "what"),
     [({"a": "chats"}, "validation of answers"), ({"a": "text"}, "validation"), ({}, "validation")],

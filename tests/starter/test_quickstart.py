@@ -45,7 +45,8 @@ TINY = [
     "stages.1.tokens=2048",
     "stages.2.tokens=1024",
     "checkpoints.every_steps=5",
-    "validation.every_steps=null",
+    "validation={tokens: 256}",
+    "samples={prompts: []}",
     "runtime.compile=never",
     "runtime.threads=1",
     "runtime.dtype=float32",
@@ -81,14 +82,14 @@ def small(library: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     write = partial(questions.write_questions, files=files)
     monkeypatch.setattr(command, "write_questions", write)
     monkeypatch.setattr(command, "VOCAB_SIZE", 400)
-    monkeypatch.setattr(command, "_VALIDATION", 0.2)
+    monkeypatch.setattr(command, "_VALIDATION", 0.1)
     monkeypatch.setattr(command, "_FEWEST_PAIRS", 100)
     monkeypatch.setattr(command, "_STEPS_ROUNDED_TO", 6)
     monkeypatch.setattr(command, "settle_recipe", partial(command.settle_recipe, overrides=TINY))
     monkeypatch.setattr(devices, "matmul_rate", lambda *_: RATE)
     monkeypatch.setattr(judgement, "_SAMPLE_TOKENS", 4)
     monkeypatch.setattr(judgement, "_SAMPLES_A_PROMPT", 1)
-    asking = partial(questioning.judge_answers, num_asked=4)
+    asking = partial(questioning.judge_answers, num_asked=3)
     monkeypatch.setattr(questioning, "judge_answers", asking)
     return monkeypatch
 
@@ -129,7 +130,7 @@ def test_from_a_library_to_answers(small: pytest.MonkeyPatch, tmp_path: Path) ->
         model = load_model(folder / f"run/step-{steps}").eval()
         expected = bits_of_answers(model, held_out)
         assert answers["stages"][stage]["bits_per_byte"] == pytest.approx(expected, rel=1e-4)
-        assert answers["stages"][stage]["in_form"]["total"] == 4
+        assert answers["stages"][stage]["in_form"]["total"] == 3
     asked = answers["questions"]
     held_files = {q.file for q in questions.read_questions(folder / "questions/held-out.jsonl")}
     assert {question["file"] for question in asked} <= held_files
@@ -138,9 +139,7 @@ def test_from_a_library_to_answers(small: pytest.MonkeyPatch, tmp_path: Path) ->
     assert "in form: all four" in text
     assert f"llamita generate {folder / 'run'} --chat" in text
     assert "docs/tune.md" in text
-    kept = {
-        path: path.stat().st_mtime_ns for path in folder.rglob("*.ds*") if path.name != ".lock"
-    }
+    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*.ds*") if path.name != ".lock"}
     before = (folder / "questions" / "train.jsonl").stat().st_mtime_ns
     command._make_data(folder, said.append)
     assert (folder / "questions" / "train.jsonl").stat().st_mtime_ns == before

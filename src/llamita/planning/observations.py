@@ -318,7 +318,7 @@ def _unfit(events: Sequence[Mapping[str, Any]]) -> str | None:
     if any("margin" in event for event in events if event["event"] == "step"):
         return "it learned preferences, whose loss is of pairs and not of text"
     kinds = announced[-1].get("data_kinds") or {}
-    if any(kinds.get(name) == "chats" for stage in stages for name in stage["mixture"]):
+    if any(kinds.get(name) == "chats" for stage in stages for name in stage.get("mixture", ())):
         return "it learned from conversations, whose loss is of answers and not of text"
     if any(event["event"] == "early_stop" for event in events):
         return "validation.patience ended it before its schedule did"

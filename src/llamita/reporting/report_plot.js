@@ -343,12 +343,14 @@ class Plot {
   csv() {
     const quoted = (value) => (value === null || value === undefined ? "" :
       /[",\n]/.test(value) ? `"${String(value).replace(/"/g, '""')}"` : value);
-    const rows = [["run", "curve", "step", "tokens", "seconds", "value", "smoothed", "skipped"]];
+    const ends = this.figure.curves.some((curve) => curve.band) ? ["low", "high"] : [];
+    const rows = [["run", "curve", "step", "tokens", "seconds", "value", "smoothed", "skipped", ...ends]];
     for (const curve of this.figure.curves) {
       const table = columns(curve.run, curve.table);
       table.step.forEach((step, i) => rows.push([data.runs[curve.run].label, curve.label, step,
         table.tokens[i], table.seconds[i], table[curve.column][i],
-        curve.smoothed ? table[curve.smoothed][i] : "", table.skipped ? table.skipped[i] : ""]));
+        curve.smoothed ? table[curve.smoothed][i] : "", table.skipped ? table.skipped[i] : "",
+        ...ends.map((_, end) => (curve.band ? table[curve.band[end]][i] : ""))]));
     }
     return rows.map((row) => row.map(quoted).join(",")).join("\n") + "\n";
   }

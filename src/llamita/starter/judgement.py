@@ -60,7 +60,7 @@ def judge(folder: Path, recipe: Recipe, *, say: Callable[[str], None]) -> dict[s
     texts = _texts_of(recipe)
     length = recipe.sequence_length
     bits = {"this model": _model_bits(model, texts, length)}
-    if not texts.keys() & recipe.stages[-1].mixture.keys():
+    if texts.keys() != recipe.stages[-1].mixture.keys():
         *_, before, _ = stage_ends(folder / "run", recipe).items()
         bits[f"before its stage {recipe.stages[-1].name}"] = _model_bits(
             load_model(before[1]), texts, length

@@ -453,6 +453,7 @@ def _announce(
         },
         "command": command_line(),
         "run": str(run),
+        "data_kinds": {name: d.manifest.kind for name, d in preparation.datasets.items()},
         **planned(plan),
     }
     if preparation.resumed is None:
