@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import gguf
@@ -589,3 +590,18 @@ def test_planning_memory_needs_no_torch() -> None:
 def test_parameters_are_counted_in_full() -> None:
     config = SMALL.replace(qk_norm=True)
     assert 4 * num_parameters(config) == training_memory(config, 1, 32).weights
+
+
+def test_bitsandbytes_loads_the_compiler() -> None:
+    code = (
+        "import sys; import bitsandbytes.functional;"
+        "assert 'torch._inductor' in sys.modules and 'torch._dynamo' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    plain, quantised = (
+        AdapterMoments(SMALL, 64, 64, compiled=False, lora=ALL.replace(quantization=kind))
+        for kind in (None, "nf4")
+    )
+    nothing = replace(plain.standing, **dict.fromkeys(vars(plain.standing), 0))
+    more = quantised.overhead(nothing) - plain.overhead(nothing)
+    assert more == moments.COMPILED_CODE_BYTES - moments.CODE_BYTES

@@ -39,6 +39,10 @@ def naive_best_fit(sizes: list[int], capacity: int) -> Counter[tuple[int, ...]]:
     return Counter(tuple(row) for row in rows)
 
 
+def fullness(rows: Counter[tuple[int, ...]]) -> Counter[int]:
+    return Counter(sum(row) for row in rows.elements())
+
+
 @st.composite
 def problems(draw: st.DrawFn) -> tuple[list[int], int]:
     capacity = draw(st.integers(1, 40))
@@ -54,7 +58,9 @@ def test_rows_are_those_of_best_fit_decreasing(problem: tuple[list[int], int]) -
     packing = pack(uncut(lengths), capacity)
     placed = [number for number, length in enumerate(lengths) if length]
     assert sorted(packing.examples.tolist()) == placed  # each once
-    assert fills(packing) == naive_best_fit([lengths[n] - 1 for n in placed], capacity)
+    # Rows that are equally full may take one another's units: it is how full they are that counts.
+    wanted = naive_best_fit([lengths[n] - 1 for n in placed], capacity)
+    assert fullness(fills(packing)) == fullness(wanted)
     for number in range(packing.num_rows):
         row = packing.row(number)
         assert row.start < row.stop
@@ -76,7 +82,7 @@ def test_pairs_stay_together(problem: tuple[list[int], int]) -> None:
     both = [lengths[i : i + 2] for i in range(0, len(lengths), 2)]
     whole = [sum(pair) - 2 for pair in both if min(pair) > 0]
     assert len(sides) == len(whole)
-    assert fills(packing, 2) == naive_best_fit(whole, capacity)
+    assert fullness(fills(packing, 2)) == fullness(naive_best_fit(whole, capacity))
 
 
 def test_short_examples_cost_almost_no_padding() -> None:

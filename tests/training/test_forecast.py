@@ -13,7 +13,7 @@ from llamita.model.huggingface import read_config
 from llamita.planning.check import check_run
 from llamita.reporting.events import read_events
 from llamita.training import forecast as forecasting
-from llamita.training import loop
+from llamita.training import judging
 from llamita.training import probe as probing
 from llamita.training import run as running
 from llamita.training.loop import Trainer
@@ -106,7 +106,7 @@ def test_seconds_by_hand(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.Mo
         return Probe(trainer.plan.stages[0], 0.0, 2.0, 0.5, 0.25, 0.125, 1e-6)
 
     passes: list[int] = []
-    scored = loop.score_text
+    scored = judging.score_text
 
     def counted(model: Any, text: Any, **named: Any) -> Any:
         with_hook = model.register_forward_pre_hook(lambda *_: passes.append(1))
@@ -115,7 +115,7 @@ def test_seconds_by_hand(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.Mo
         return score
 
     monkeypatch.setattr(forecasting, "probe", measured)
-    monkeypatch.setattr(loop, "score_text", counted)
+    monkeypatch.setattr(judging, "score_text", counted)
     stages = [stage("stable", 4, STABLE), stage("decay", 4, DECAY, batch_tokens=2 * BATCH)]
     samples = {"every_steps": 2, "prompts": ["the ", "a", "b"], "max_tokens": 4}
     said: list[str] = []

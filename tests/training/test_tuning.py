@@ -34,7 +34,7 @@ from tests.training.helpers import (
     trained,
     weights,
 )
-from tests.training.tuned import LORA, STEP, build_tiny_chats, tuning_recipe
+from tests.training.tuned import LORA, build_tiny_chats, tuning_recipe
 
 KILLED = -signal.SIGKILL
 SLOW = pytest.mark.slow
@@ -216,7 +216,7 @@ def test_patience_ends_a_run(data: Path, base: Path, tmp_path: Path) -> None:
     assert "is done" in said[-1]
 
 
-# -- an adapter as a MODEL --------------------------------------------------------------------------
+# -- an adapter as a MODEL ------------------------------------------------------------------------
 
 
 def test_an_adapter_goes_on_learning(data: Path, base: Path, tmp_path: Path) -> None:

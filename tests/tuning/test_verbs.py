@@ -75,9 +75,7 @@ def test_tune_then_align_then_fold(base: Path, tmp_path: Path) -> None:
     assert (recipe.adapter.rank, recipe.adapter.alpha) == (4, 8)
     assert recipe.optimizer.learning_rate == 2e-4
     assert recipe.sequence_length == 128
-    aligned = llamita.align(
-        tuned.run, pairs, out=tmp_path / "aligned", say=quiet, overrides=TINY
-    )
+    aligned = llamita.align(tuned.run, pairs, out=tmp_path / "aligned", say=quiet, overrides=TINY)
     lora, record = read_adapter(aligned.final)
     assert lora.rank == 4
     assert (aligned.final / record.path).resolve() == base.resolve()

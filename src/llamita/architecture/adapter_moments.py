@@ -229,6 +229,11 @@ class AdapterMoments(StepMoments):
     def last_norm_keeps(self) -> int:
         return self.hidden * FLOAT32
 
+    @property
+    def loads_compiler(self) -> bool:
+        """bitsandbytes imports torch.compile's modules: 115 MB."""
+        return self.compiled or self.lora.quantization is not None
+
     # -- moments of a step, in their order ---------------------------------------------------
 
     def head(self) -> TrainingMemory:

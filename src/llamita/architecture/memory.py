@@ -81,14 +81,27 @@ class InferenceMemory:
         return self.weights + self.key_value_cache + self.runtime
 
 
-def head_chunk_tokens(device_type: str) -> int:
+_FROZEN_HEAD_LOGITS = 1 << 23
+
+
+def head_chunk_tokens(device_type: str, frozen_vocab_size: int | None = None) -> int:
     """Tokens whose logits stand at a time when a batch is scored.
 
     On a CPU 512 are as fast as 1024 and 2048 (vocabularies of 8,192 and 32,000; benchmarks/
     head_chunks.py). On a GPU each chunk reads and writes the float32 gradient of the whole head
     once, which for TinyLlama is 0.3 ms: four times as many tokens, so that it stays under 1%.
+
+    Args:
+        frozen_vocab_size: the vocabulary of a head that does not learn. It has no such gradient,
+            and on a CPU its chunks are of about 8 million logits (32 MB in float32, of which
+            several copies stand), down to 128 tokens.
     """
-    return 512 if device_type == "cpu" else 2048
+    if device_type != "cpu":
+        return 2048
+    if frozen_vocab_size is None:
+        return 512
+    fitting = _FROZEN_HEAD_LOGITS // frozen_vocab_size
+    return max(128, min(512, fitting // 128 * 128))
 
 
 def training_memory(
@@ -141,7 +154,8 @@ def training_memory(
     scored = None
     if learning_share < 1.0:
         scored = max(1, math.ceil(learning_share * tokens / SCORED_MULTIPLE)) * SCORED_MULTIPLE
-    chunk = min(head_chunk_size or head_chunk_tokens(device_type), scored or tokens)
+    usual = head_chunk_tokens(device_type, None if lora is None else config.vocab_size)
+    chunk = min(head_chunk_size or usual, scored or tokens)
     step = StepMoments(
         config,
         tokens,

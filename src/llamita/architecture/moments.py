@@ -385,12 +385,16 @@ class StepMoments:
             logits=logits,
         )
 
+    @property
+    def loads_compiler(self) -> bool:
+        return self.compiled
+
     def overhead(self, memory: TrainingMemory) -> int:
         """What no tensor holds. Weights, moments and the average are allocated once and leave no
         holes; a GPU's allocator is asked for the peak of its blocks, where holes do not count."""
         if self.device_type != "cpu":
             return CUBLAS_WORKSPACE_BYTES if self.device_type == "cuda" else 0
         lasting = memory.weights + memory.optimizer + memory.average
-        code = COMPILED_CODE_BYTES if self.compiled else CODE_BYTES
+        code = COMPILED_CODE_BYTES if self.loads_compiler else CODE_BYTES
         code += DISTRIBUTED_CODE_BYTES if self.ranks > 1 else 0
         return code + round(HEAP_SHARE * (memory.total - lasting))

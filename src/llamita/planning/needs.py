@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from llamita.architecture.memory import (
     BFLOAT16,
     TrainingMemory,
-    head_chunk_tokens,
     training_memory,
 )
 from llamita.errors import UserError
@@ -211,7 +210,6 @@ def step_memory(
         rows,
         plan.longest_sequence,
         compute_bytes=compute_bytes,
-        head_chunk_size=head_chunk_tokens(device_type),
         ranks=ranks,
         muon=plan.recipe.optimizer.kind == "muon",
         average=isinstance(plan.recipe.averaging, ExponentialAverage),

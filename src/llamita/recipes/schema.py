@@ -11,36 +11,21 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from llamita.architecture.lora import ALL_LINEAR, Lora, lora_targets
 from llamita.architecture.presets import Parametrization
 from llamita.errors import did_you_mean
-
-
-def _whole_number(value: object) -> object:
-    """Let `2e9` and `"2e9"` stand for whole numbers; pydantic's own int refuses both."""
-    if isinstance(value, bool):
-        raise ValueError(f"expected a number, not {value}")
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            return value
-    if isinstance(value, float):
-        if not value.is_integer():
-            raise ValueError(f"expected a whole number, not {value!r}")
-        return int(value)
-    return value
-
-
-Count = Annotated[int, BeforeValidator(_whole_number), Field(gt=0)]
-CountOrZero = Annotated[int, BeforeValidator(_whole_number), Field(ge=0)]
-Share = Annotated[float, Field(gt=0, le=1)]
-
-
-class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+from llamita.recipes.objectives import LanguageModelling as LanguageModelling
+from llamita.recipes.objectives import Objective as Objective
+from llamita.recipes.objectives import Preference as Preference
+from llamita.recipes.schedules import WSD as WSD
+from llamita.recipes.schedules import Constant as Constant
+from llamita.recipes.schedules import Cosine as Cosine
+from llamita.recipes.schedules import Decay as Decay
+from llamita.recipes.schedules import Schedule as Schedule
+from llamita.recipes.settings import Count
+from llamita.recipes.settings import Settings as Settings
 
 
 class DatasetSource(Settings):
@@ -57,109 +42,6 @@ class DatasetSource(Settings):
     @classmethod
     def _path_alone(cls, value: object) -> object:
         return {"path": value} if isinstance(value, str) else value
-
-
-class Constant(Settings):
-    """Linear warm-up, then the peak learning rate."""
-
-    kind: Literal["constant"] = "constant"
-    warmup_tokens: CountOrZero = 0
-
-
-class Cosine(Settings):
-    """Linear warm-up, then half a cosine from the peak to `final_fraction` of it."""
-
-    kind: Literal["cosine"] = "cosine"
-    warmup_tokens: CountOrZero = 0
-    final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
-
-
-class _Decaying(Settings):
-    form: Literal["linear", "cosine", "1-sqrt", "exponential"] = "exponential"
-    final_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Where the decay ends, as a share of the peak. Default 0.1 (0 for linear and 1-sqrt)."""
-    half_life_tokens: Count | None = None
-    """Exponential form only: MiniCPM's 0.5^((s-S)/T), which ignores the decay's length."""
-
-    @model_validator(mode="after")
-    def _one_way_to_say_it(self) -> _Decaying:
-        if self.half_life_tokens is not None and self.form != "exponential":
-            raise ValueError(
-                f"half_life_tokens belongs to form: exponential, not to form: {self.form}"
-            )
-        if self.half_life_tokens is not None and self.final_fraction is not None:
-            raise ValueError("give half_life_tokens or final_fraction, not both")
-        if self.form == "exponential" and self.final_fraction == 0:
-            raise ValueError("an exponential decay never reaches 0: give final_fraction above 0")
-        return self
-
-    @property
-    def end(self) -> float:
-        """The final fraction with its default filled in."""
-        if self.final_fraction is not None:
-            return self.final_fraction
-        return 0.0 if self.form in ("linear", "1-sqrt") else 0.1
-
-
-class WSD(_Decaying):
-    """Warm-up, stable, decay inside one stage; its last `decay_tokens` decay."""
-
-    kind: Literal["wsd"] = "wsd"
-    warmup_tokens: CountOrZero = 0
-    decay_tokens: Count
-
-
-class Decay(_Decaying):
-    """The whole stage decays from the peak: what follows a constant stage, or branches from it."""
-
-    kind: Literal["decay"] = "decay"
-
-
-Schedule = Annotated[Constant | Cosine | WSD | Decay, Field(discriminator="kind")]
-
-
-class LanguageModelling(Settings):
-    """Predict every next token; of conversations, those that the data mark as learning."""
-
-    kind: Literal["language_modelling"] = "language_modelling"
-    document_masking: bool = False
-    """Attention stays inside a document. Neutral at 2k, of value at 4k and above."""
-    z_loss: Annotated[float, Field(ge=0)] = 0.0
-    """Coefficient of log(Z)², which keeps the logits from drifting (PaLM uses 1e-4)."""
-
-
-class Preference(Settings):
-    """Of two answers to one prompt, prefer the chosen one: direct preference optimisation and its
-    kin. Every dataset of the stage holds pairs."""
-
-    kind: Literal["preference"] = "preference"
-    loss: Literal["sigmoid", "ipo"] = "sigmoid"
-    """`sigmoid`: DPO (arXiv 2305.18290, equation 7). `ipo`: a squared distance from 1 / (2 beta)
-    (arXiv 2310.12036, equation 17), of log-probabilities averaged over an answer's tokens."""
-    beta: Annotated[float, Field(gt=0)] = 0.1
-    """How dearly straying from the reference model is bought: larger strays less."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """Share of pairs taken to be labelled the wrong way round (cDPO); with `sigmoid` only."""
-    reference: Literal["auto", "precomputed", "live"] = "auto"
-    """Log-probabilities of the model that the stage begins with: computed once before it and kept
-    in the run, or `live`, by the base with its adapter off, in every step. auto: precomputed."""
-
-    @model_validator(mode="after")
-    def _smooths_what_it_can(self) -> Preference:
-        if self.label_smoothing and self.loss != "sigmoid":
-            raise ValueError("label_smoothing has an effect with loss: sigmoid only")
-        return self
-
-
-def _language_modelling_by_default(value: object) -> object:
-    return {"kind": "language_modelling", **value} if isinstance(value, dict) else value
-
-
-Objective = Annotated[
-    LanguageModelling | Preference,
-    Field(discriminator="kind"),
-    BeforeValidator(_language_modelling_by_default),
-]
 
 
 class Stage(Settings):
@@ -363,7 +245,7 @@ class Samples(Settings):
     every_steps: Count | None = None
     """Also written at every stage's end, and before the first step of a run that starts from
     weights. null: only then."""
-    prompts: list[str] = []
+    prompts: list[str] = Field(default_factory=list)
     chat: bool = False
     """Prompts are questions, put as the data's chat template puts them."""
     max_tokens: Count = 48
@@ -445,7 +327,7 @@ class Recipe(Settings):
     validation: Validation = Validation()
     samples: Samples = Samples()
     runtime: Runtime = Runtime()
-    track: list[str] = []
+    track: list[str] = Field(default_factory=list)
     """Where else the events are shown: tensorboard, trackio, wandb. Each is an extra."""
     predicted: Predicted | None = None
 

@@ -113,7 +113,7 @@ def _stages(plan: TrainingPlan, position: Position, probed: Probe) -> list[dict[
     """What is still to come of each stage. Passes are taken to last in proportion to FLOPs."""
 
     def flops(stage: StagePlan) -> int:
-        return stage.batch_tokens * plan.flops_per_token(stage.sequence_length)
+        return stage.batch_tokens * plan.stage_flops(stage)
 
     found, first = [], plan.first_step
     for stage in plan.stages:

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from llamita.data.batch import Batch, Cursor, StageData
 from llamita.errors import UserError
-from llamita.inference.scoring import Score
 from llamita.model.adapter_directory import weights_fingerprint
 from llamita.model.adapters import learnt_state
 from llamita.model.decoder import Decoder
@@ -37,12 +36,18 @@ from llamita.training.objective import Objective, build_objective
 from llamita.training.optimizer import optimizer_state, without_padding
 from llamita.training.parallelism import World
 from llamita.training.position import Position
-from llamita.training.preference_scoring import PreferenceScore
 from llamita.training.preparation import Preparation
 from llamita.training.profiling import StepProfiler, phase
-from llamita.training.reports import Progress, memory_limit
+from llamita.training.reports import (
+    Progress,
+    memory_limit,
+    tell_mixture,
+    tell_pairs,
+    tell_scores,
+    total,
+)
 from llamita.training.schedule import learning_rate_factor
-from llamita.training.stage_pairs import StagePairs, describe
+from llamita.training.stage_pairs import StagePairs
 from llamita.training.step import TrainingStep
 from llamita.training.telemetry import EventLog
 
@@ -305,22 +310,8 @@ class Trainer:
         self.events.write("stage", step=self.position.step, name=stage.stage.name)
 
     def _tell_mixture(self, stage: StagePlan) -> None:
-        """What the stage asked for and what it read."""
-        data, position = self.stage_data(stage), self.position
-        realised, epochs = data.realised(position.cursor), data.epochs(position.cursor)
-        self.events.write(
-            "mixture",
-            step=position.step,
-            stage=stage.stage.name,
-            asked=dict(stage.stage.mixture),
-            realised=realised,
-            epochs=epochs,
-        )
-        shares = ", ".join(
-            f"{name} {realised[name]:.4f} (asked {asked:.4f}, epoch {epochs[name]:.2f})"
-            for name, asked in stage.stage.mixture.items()
-        )
-        self.say(f"stage {stage.stage.name} done: {shares}")
+        data, cursor = self.stage_data(stage), self.position.cursor
+        tell_mixture(stage, data, cursor, step=self.position.step, events=self.events, say=self.say)
 
     # -- what the run says ------------------------------------------------------------------
 
@@ -364,7 +355,7 @@ class Trainer:
         if not clock.steps:
             return
         rate = clock.tokens / clock.stepping
-        flops = self.plan.flops_per_token(stage.sequence_length)
+        flops = self.plan.stage_flops(stage)
         progress = Progress(
             step=position.step,
             last_step=self.last_step,
@@ -425,49 +416,18 @@ class Trainer:
             return 0
         position.validation = {"step": position.step}
         if scores:
-            self._note_scores(position.validation, scores)
+            average = None
+            if self.average is not None and not self.average.is_empty:
+                with self.average.in_place():
+                    average = total(self.judge.score(self.model))
+            position.validation |= tell_scores(
+                scores, average, step=position.step, events=self.events, say=self.say
+            )
         if pairs:
-            self._note_pairs(position.validation, pairs)
+            position.validation |= tell_pairs(
+                pairs, step=position.step, events=self.events, say=self.say
+            )
         return position.note_gain()
-
-    def _note_scores(self, validation: dict[str, Any], scores: Mapping[str, Score]) -> None:
-        together = sum(scores.values(), Score(0.0, 0, 0))
-        validation["bits_per_byte"] = together.bits_per_byte
-        validation["datasets"] = {name: score.bits_per_byte for name, score in scores.items()}
-        each = ", ".join(f"{name} {score.bits_per_byte:.4f}" for name, score in scores.items())
-        if self.average is not None and not self.average.is_empty:
-            with self.average.in_place():
-                averages = sum(self.judge.score(self.model).values(), Score(0.0, 0, 0))
-            validation["average"] = averages.bits_per_byte
-            each += f"; the average {averages.bits_per_byte:.4f}"
-        self.events.write(
-            "validation",
-            **validation,
-            loss={name: score.loss for name, score in scores.items()},
-            tokens=together.num_tokens,
-            bytes=together.num_bytes,
-        )
-        self.say(
-            f"step {self.position.step}: validation {together.bits_per_byte:.4f} bits per byte "
-            f"({each})"
-        )
-
-    def _note_pairs(
-        self, validation: dict[str, Any], scores: Mapping[str, PreferenceScore]
-    ) -> None:
-        count = sum(len(score.pairs) for score in scores.values())
-        loss = sum(score.loss * len(score.pairs) for score in scores.values()) / count
-        right = sum(score.accuracy.mean * len(score.pairs) for score in scores.values()) / count
-        validation |= {"preference_loss": loss, "preference_accuracy": right}
-        self.events.write(
-            "preference",
-            step=self.position.step,
-            loss=loss,
-            accuracy=right,
-            datasets={name: score.as_json() for name, score in scores.items()},
-        )
-        for name, score in scores.items():
-            self.say(f"step {self.position.step}: held-out {name}: {describe(score)}")
 
     def _sample(self) -> None:
         settings = self.recipe.samples

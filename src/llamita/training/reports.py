@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from llamita.architecture.counts import num_parameters
-from llamita.planning.plan import TrainingPlan
+from llamita.data.batch import Cursor, StageData
+from llamita.inference.scoring import Score
+from llamita.planning.plan import StagePlan, TrainingPlan
 from llamita.planning.quantities import duration, gigabytes
 from llamita.training.devices import free_memory, memory_used
+from llamita.training.preference_scoring import PreferenceScore
 from llamita.training.schedule import learning_rate_factor
+from llamita.training.telemetry import EventLog
 
 
 def planned(plan: TrainingPlan) -> dict[str, Any]:
@@ -88,3 +92,111 @@ class Progress:
             f"{gigabytes(self.memory)} | wait {self.data_wait:.1%} | ETA {duration(self.eta)} | "
             f"saved {self.checkpoint or 'nothing yet'}"
         )
+
+
+# -- what was measured --------------------------------------------------------------------------
+
+
+def total(scores: Mapping[str, Score]) -> Score:
+    """Of all datasets together."""
+    return sum(scores.values(), Score(0.0, 0, 0))
+
+
+def tell_scores(
+    scores: Mapping[str, Score],
+    average: Score | None,
+    *,
+    step: int,
+    events: EventLog,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Write and say how a model does on each dataset's held-out text, or answers.
+
+    Args:
+        average: how the running average of the weights does on all of it.
+
+    Returns:
+        What the run remembers of it (`Position.validation`).
+    """
+    together = total(scores)
+    figures: dict[str, Any] = {
+        "bits_per_byte": together.bits_per_byte,
+        "datasets": {name: score.bits_per_byte for name, score in scores.items()},
+    }
+    each = ", ".join(f"{name} {score.bits_per_byte:.4f}" for name, score in scores.items())
+    if average is not None:
+        figures["average"] = average.bits_per_byte
+        each += f"; the average {average.bits_per_byte:.4f}"
+    events.write(
+        "validation",
+        step=step,
+        **figures,
+        loss={name: score.loss for name, score in scores.items()},
+        tokens=together.num_tokens,
+        bytes=together.num_bytes,
+    )
+    say(f"step {step}: validation {together.bits_per_byte:.4f} bits per byte ({each})")
+    return figures
+
+
+def tell_pairs(
+    scores: Mapping[str, PreferenceScore],
+    *,
+    step: int,
+    events: EventLog,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """The same of held-out pairs."""
+    count = sum(len(score.pairs) for score in scores.values())
+
+    def mean(of: Callable[[PreferenceScore], float]) -> float:
+        return sum(of(score) * len(score.pairs) for score in scores.values()) / count
+
+    loss, accuracy = mean(lambda score: score.loss), mean(lambda score: score.accuracy.mean)
+    events.write(
+        "preference",
+        step=step,
+        loss=loss,
+        accuracy=accuracy,
+        datasets={name: score.as_json() for name, score in scores.items()},
+    )
+    for name, score in scores.items():
+        say(f"step {step}: held-out {name}: {describe_score(score)}")
+    return {"preference_loss": loss, "preference_accuracy": accuracy}
+
+
+def describe_score(score: PreferenceScore) -> str:
+    """Loss, accuracy and margin with their 95% intervals, and whether they say anything."""
+    accuracy, margin = score.accuracy, score.margin
+    effect = "" if score.has_effect else ", no effect: the interval includes 0"
+    return (
+        f"loss {score.loss:.4f}, the chosen answer gained more in {accuracy.mean:.1%} of "
+        f"{len(score.pairs)} pairs ({accuracy.low:.1%} to {accuracy.high:.1%}), margin "
+        f"{margin.mean:.4f} ({margin.low:.4f} to {margin.high:.4f}{effect})"
+    )
+
+
+def tell_mixture(
+    stage: StagePlan,
+    data: StageData,
+    cursor: Cursor,
+    *,
+    step: int,
+    events: EventLog,
+    say: Callable[[str], None],
+) -> None:
+    """What a stage that has ended asked for, and what it read."""
+    realised, epochs = data.realised(cursor), data.epochs(cursor)
+    events.write(
+        "mixture",
+        step=step,
+        stage=stage.stage.name,
+        asked=dict(stage.stage.mixture),
+        realised=realised,
+        epochs=epochs,
+    )
+    shares = ", ".join(
+        f"{name} {realised[name]:.4f} (asked {asked:.4f}, epoch {epochs[name]:.2f})"
+        for name, asked in stage.stage.mixture.items()
+    )
+    say(f"stage {stage.stage.name} done: {shares}")

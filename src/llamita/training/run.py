@@ -296,7 +296,8 @@ def _model(preparation: Preparation, environment: Environment) -> Decoder:
     elif source is not None and (adapted is None or adapted.adapter is not None):
         load_weights(model, source.directory)
     model.compute_dtype = compute.dtype
-    model.head_chunk_size = head_chunk_tokens(compute.device.type)
+    frozen = None if adapted is None else plan.config.vocab_size
+    model.head_chunk_size = head_chunk_tokens(compute.device.type, frozen)
     model.checkpoint_blocks = environment.activation_checkpointing
     return model.to(compute.device)
 

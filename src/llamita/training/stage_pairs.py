@@ -127,17 +127,6 @@ class StagePairs:
         }
 
 
-def describe(score: PreferenceScore) -> str:
-    """Loss, accuracy and margin with their 95% intervals, and whether they say anything."""
-    accuracy, margin = score.accuracy, score.margin
-    effect = "" if score.has_effect else ", no effect: the interval includes 0"
-    return (
-        f"loss {score.loss:.4f}, the chosen answer gained more in {accuracy.mean:.1%} of "
-        f"{len(score.pairs)} pairs ({accuracy.low:.1%} to {accuracy.high:.1%}), margin "
-        f"{margin.mean:.4f} ({margin.low:.4f} to {margin.high:.4f}{effect})"
-    )
-
-
 def _packed(stream: object) -> PackedStream:
     assert isinstance(stream, PackedStream), "a preference stage reads pairs"
     return stream
