@@ -45,6 +45,9 @@ HeldOut = Annotated[
     list[str] | None,
     typer.Option(help="Files to hold out, in place of a share of --data. Repeatable."),
 ]
+BadFraction = Annotated[
+    float, typer.Option(help="Give up when a larger share of the rows is wrong.")
+]
 Patience = Annotated[
     int | None, typer.Option(help="Stop after so many validations without a gain.")
 ]
@@ -92,6 +95,7 @@ def tune(
     answers: Annotated[
         str, typer.Option(help="Turns that learn: assistant, last, or all.")
     ] = "assistant",
+    max_bad_fraction: BadFraction = 0.01,
     validation: Annotated[
         float | None, typer.Option(help="Share of conversations held out. [default: 0.05]")
     ] = None,
@@ -134,6 +138,7 @@ def align(
     batch_tokens: BatchTokens = None,
     sequence_length: SequenceLength = None,
     template: Template = None,
+    max_bad_fraction: BadFraction = 0.01,
     validation: Annotated[
         float | None, typer.Option(help="Share of pairs held out. [default: 0.1]")
     ] = None,

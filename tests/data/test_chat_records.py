@@ -255,7 +255,7 @@ def test_wrong_pairs(row: dict[str, Any], message: str) -> None:
 def test_rows_of_no_known_form_name_their_fields_and_the_nearest() -> None:
     with pytest.raises(RowError, match=r"'mesages', 'id'.*Did you mean 'messages'"):
         recognise([{"mesages": [], "id": 3}])
-    with pytest.raises(RowError, match="read them as preferences"):
+    with pytest.raises(RowError, match="llamita align and data build --preferences read them"):
         recognise([{"prompt": "a", "chosen": "b", "rejected": "c"}])
     with pytest.raises(RowError, match=r"a pair has 'chosen' and 'rejected'.*fields here: 'text'"):
         recognise([{"text": "a"}], "preferences")

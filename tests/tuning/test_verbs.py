@@ -158,7 +158,7 @@ def test_row_length_and_batch() -> None:
     assert row_length(600, 512) == 512
     assert row_length(600, 8192, group=2) == 2048
     assert batch_rows(10_000, 512, 3.0) == 128  # capped at 65,536 tokens
-    assert batch_rows(100, 512, 1.0) == 8  # at least 4,096 tokens
+    assert batch_rows(100, 512, 1.0) == 4  # at least 2,048 tokens
     assert batch_rows(3, 512, 1.0) == 2  # no more than there are
 
 

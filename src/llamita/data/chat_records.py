@@ -109,7 +109,9 @@ def recognise(rows: Iterable[Record], kind: ChatKind = "chats") -> Form:
     fields = ", ".join(map(repr, list(names)[:12])) or "none"
     if kind == "chats" and paired:
         raise RowError(
-            "preference pairs", "chosen and rejected are pairs, not chats; read them as preferences"
+            "preference pairs",
+            "chosen and rejected are pairs, not chats; llamita align and data build --preferences "
+            "read them",
         )
     if kind == "preferences":
         raise RowError(

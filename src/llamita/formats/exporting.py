@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,7 +97,7 @@ def _merged(directory: Path, say: Callable[[str], None]) -> Decoder:
             f"{loss.worst}, {loss.worst_relative_rms:.2%})"
         )
     merge_adapters(decoder)
-    say(f"the adapter (rank {lora.rank}) is folded into {base}")
+    say(f"the adapter (rank {lora.rank}) is folded into {os.path.relpath(base)}")
     return decoder
 
 

@@ -25,9 +25,9 @@ MEMORY_SHARE = 0.8
 # Past this many tokens a pass, matrix products on two to sixteen cores gain nothing more.
 _CPU_PASS_TOKENS = 8192
 # An adapter's gradients are small, and so is what several passes cost that add them up. Products of
-# 1,024 tokens run as fast as any (576 × 1,536 in float32 on one AVX2 core: 31 GFLOP/s at 256
-# tokens, 33 at 512, 34 from 1,024 to 4,096), and keep an eighth of the activations of 8,192.
-_CPU_ADAPTER_PASS_TOKENS = 1024
+# 512 tokens run nearly as fast as any (576 × 1,536 in float32 on one AVX2 core: 31 GFLOP/s at 256
+# tokens, 33 at 512, 34 from 1,024 to 4,096), and keep a sixteenth of the activations of 8,192.
+_CPU_ADAPTER_PASS_TOKENS = 512
 
 
 @dataclass(frozen=True)

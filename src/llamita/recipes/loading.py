@@ -143,7 +143,7 @@ def _explain(fault: Any, kind: type[Settings]) -> str:
         for index, part in enumerate(fault["loc"])
         if not (index and fault["loc"][index - 1] in _UNIONS)
     ]
-    where = ".".join(str(part) for part in location) or "recipe"
+    where = ".".join(str(part) for part in location) or kind.__name__.lower()
     if fault["type"] == "extra_forbidden":
         known = sorted(_keys_at(kind, fault["loc"][:-1]))
         hint = did_you_mean(str(location[-1]), known)

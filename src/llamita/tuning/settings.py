@@ -19,7 +19,7 @@ ALIGN_LEARNING_RATE = 1e-5
 LONGEST_ROW = 2048
 STEPS_AIMED_AT = 100
 """Of a run: batches shrink for small data until so many steps are taken, or the least is met."""
-LEAST_BATCH_TOKENS = 4096
+LEAST_BATCH_TOKENS = 2048
 MOST_BATCH_TOKENS = 65536
 WARMUP_SHARE = 0.03
 """Of the steps. QLoRA's appendix B.2."""

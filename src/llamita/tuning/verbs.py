@@ -58,6 +58,7 @@ def tune(
     sequence_length: int | None = None,
     template: str | None = None,
     answers: Learn = "assistant",
+    max_bad_fraction: float = 0.01,
     validation: float | None = None,
     held_out: str | Path | Sequence[str | Path] | None = None,
     patience: int | None = None,
@@ -86,6 +87,7 @@ def tune(
             taken and the longest conversation fits.
         template: a chat template by name or a file, in place of the tokenizer's own.
         answers: which turns learn: `assistant`, `last` or `all`.
+        max_bad_fraction: give up when a larger share of the rows is no conversation.
         validation: share of the conversations held out, 0.05 by default.
         held_out: files of conversations to hold out in place of such a share.
         patience: stop when so many validations running were no better.
@@ -112,6 +114,7 @@ def tune(
         sequence_length=sequence_length,
         template=template,
         answers=answers,
+        max_bad_fraction=max_bad_fraction,
         validation=validation,
         held_out=held_out,
         patience=patience,
@@ -147,6 +150,7 @@ def align(
     batch_tokens: int | None = None,
     sequence_length: int | None = None,
     template: str | None = None,
+    max_bad_fraction: float = 0.01,
     validation: float | None = None,
     held_out: str | Path | Sequence[str | Path] | None = None,
     patience: int | None = None,
@@ -192,6 +196,7 @@ def align(
         sequence_length=sequence_length,
         template=template,
         answers="assistant",
+        max_bad_fraction=max_bad_fraction,
         validation=_PAIRS_HELD_OUT if validation is None and held_out is None else validation,
         held_out=held_out,
         patience=patience,
@@ -282,6 +287,7 @@ def _run(
     out: Path,
     template: str | None,
     answers: Learn,
+    max_bad_fraction: float,
     validation: float | None,
     held_out: str | Path | Sequence[str | Path] | None,
     overrides: Iterable[str],
@@ -308,6 +314,7 @@ def _run(
             kind=kind,
             template=template,
             learn=answers,
+            max_bad_fraction=max_bad_fraction,
             validation=validation,
             held_out=held_out,
             say=say,
