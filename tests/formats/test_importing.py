@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import resource
 from collections.abc import Callable
@@ -343,12 +342,17 @@ def test_damaged_anywhere_in_the_header(small: PreTrainedModel, tmp_path: Path) 
     """A changed byte is a message or another file, never another exception."""
     whole = write_gguf(tmp_path / "model.gguf", small, "llama").read_bytes()
     generator = np.random.default_rng(0)
+    told = []
     for _ in range(150):
         bad = bytearray(whole)
         bad[int(generator.integers(4, 3000))] ^= int(generator.integers(1, 256))
         (tmp_path / "bad.gguf").write_bytes(bad)
-        with contextlib.suppress(UserError):
+        try:
             GgufFile(tmp_path / "bad.gguf")
+        except UserError as error:
+            told.append(str(error))
+    assert told, "no changed byte was noticed"
+    assert all("bad.gguf" in message for message in told)
 
 
 @pytest.mark.parametrize(

@@ -179,8 +179,12 @@ def test_a_base_that_moved_is_told_with_both_places(tmp_path: Path) -> None:
 
 def test_both_moved_together_are_found(tmp_path: Path) -> None:
     _ours(tmp_path / "here", Lora(rank=2, alpha=4))
+    before = load_model(tmp_path / "here" / "adapter").state_dict()
     (tmp_path / "here").rename(tmp_path / "there")
-    load_model(tmp_path / "there" / "adapter")
+    assert base_directory(tmp_path / "there" / "adapter") == tmp_path / "there" / "base"
+    after = load_model(tmp_path / "there" / "adapter").state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_base_path_keeps_a_hub_id(tmp_path: Path) -> None:

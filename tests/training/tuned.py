@@ -6,16 +6,41 @@ import json
 from pathlib import Path
 from typing import Any
 
+from llamita.architecture.config import ModelConfig
 from llamita.data.chat_build import build_chats
 from llamita.data.tokenizer import load_tokenizer
+from llamita.model.decoder import Decoder
+from llamita.model.huggingface import save_model
+from llamita.model.initialization import initialize
 from llamita.recipes.loading import check_recipe
 from llamita.recipes.schema import Recipe
-from tests.data.corpus import sentences
+from tests.data.corpus import sentences, small_tokenizer
 from tests.training.helpers import quiet, tiny_values
 
 ROW = 64
 STEP = 2 * ROW
 LORA: dict[str, Any] = {"rank": 4, "alpha": 8, "targets": ["q_proj", "v_proj", "down_proj"]}
+
+
+def write_base(directory: Path) -> Path:
+    """A random model with a tokenizer that has no chat template."""
+    tokenizer = small_tokenizer()
+    config = ModelConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=tokenizer.bos_id,
+        eos_token_id=tokenizer.eos_id,
+        pad_token_id=tokenizer.pad_id,
+    )
+    model = Decoder(config)
+    initialize(model, "llama", seed=1)
+    save_model(directory, model)
+    tokenizer.save(directory)
+    return directory
 
 
 def write_chats(file: Path, count: int = 60) -> Path:

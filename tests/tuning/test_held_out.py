@@ -7,35 +7,17 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from llamita.architecture.config import ModelConfig
 from llamita.cli import app
 from llamita.errors import UserError
-from llamita.model.decoder import Decoder
-from llamita.model.huggingface import save_model
 from llamita.training import devices
-from tests.data.corpus import small_tokenizer
 from tests.training.helpers import cheap_matmul_rate
-from tests.training.tuned import write_chats, write_pairs
+from tests.training.tuned import write_base, write_chats, write_pairs
 
 
 @pytest.fixture
 def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(devices, "matmul_rate", cheap_matmul_rate)
-    tokenizer = small_tokenizer()
-    config = ModelConfig(
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=256,
-        bos_token_id=tokenizer.bos_id,
-        eos_token_id=tokenizer.eos_id,
-        pad_token_id=tokenizer.pad_id,
-    )
-    save_model(tmp_path / "base", Decoder(config))
-    tokenizer.save(tmp_path / "base")
-    return tmp_path / "base"
+    return write_base(tmp_path / "base")
 
 
 def run(verb: str, base: Path, data: Path, *options: str) -> str:

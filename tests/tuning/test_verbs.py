@@ -10,22 +10,17 @@ import pytest
 from typer.testing import CliRunner
 
 import llamita
-from llamita.architecture.config import ModelConfig
 from llamita.cli import app
 from llamita.errors import UserError
 from llamita.model.adapter_directory import is_adapter, read_adapter
-from llamita.model.decoder import Decoder
-from llamita.model.huggingface import save_model
-from llamita.model.initialization import initialize
 from llamita.planning.plan import TrainingPlan
 from llamita.recipes.loading import load_recipe
 from llamita.recipes.schema import Recipe
 from llamita.reporting.events import read_events
 from llamita.training import devices
 from llamita.tuning.settings import batch_rows, row_length
-from tests.data.corpus import small_tokenizer
 from tests.training.helpers import cheap_matmul_rate, quiet
-from tests.training.tuned import write_chats, write_pairs
+from tests.training.tuned import write_base, write_chats, write_pairs
 
 TINY = ["runtime.compile=never", "runtime.threads=1", "runtime.dtype=float32"]
 
@@ -37,24 +32,7 @@ def _cheap(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    """A random model with a tokenizer that has no chat template."""
-    tokenizer = small_tokenizer()
-    config = ModelConfig(
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=256,
-        bos_token_id=tokenizer.bos_id,
-        eos_token_id=tokenizer.eos_id,
-        pad_token_id=tokenizer.pad_id,
-    )
-    model = Decoder(config)
-    initialize(model, "llama", seed=1)
-    save_model(tmp_path / "base", model)
-    tokenizer.save(tmp_path / "base")
-    return tmp_path / "base"
+    return write_base(tmp_path / "base")
 
 
 def written(run: Path) -> Recipe:
