@@ -95,9 +95,12 @@ def there(*paths: Path) -> bool:
 
 @contextlib.contextmanager
 def workplace(arguments: argparse.Namespace) -> Iterator[Path]:
-    """A folder for the runs; with --tiny, the model's stand-in is made in it."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    """A folder for the runs, `--folder` where there is one, which is kept; with --tiny, the model's
+    stand-in is made in it."""
+    kept: Path | None = getattr(arguments, "folder", None)
+    with contextlib.ExitStack() as stack:
+        folder = kept or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.mkdir(parents=True, exist_ok=True)
         if arguments.tiny:
             arguments.model = tiny_model(arguments.model, folder / "tiny")
         yield folder

@@ -1,7 +1,7 @@
 """What tuning a real model brings, and what LoRA saves and costs against tuning every parameter.
 
     python benchmarks/tuning_quality.py [--model DIR] [--examples N] [--epochs 2] [--seeds 3]
-        [--answers 20] [--pairs 200] [--skip-align] [--trl] [--tiny] [--record]
+        [--answers 20] [--pairs 200] [--skip-align] [--trl] [--folder DIR] [--tiny] [--record]
 
 SmolLM2 tuned on Alpaca's demo with `llamita.tune`, as LoRA of rank 16 and with all parameters, for
 several seeds; the last step counts, as nothing is held out of a run that would choose another. The
@@ -29,7 +29,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -146,9 +147,24 @@ class Study:
     def seeds(self) -> range:
         return range(FIRST_SEED, FIRST_SEED + self.arguments.seeds)
 
+    def once(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What `make` gives, kept in the folder, where the same command finds it again."""
+        kept = self.folder / f"{name}.json"
+        if not kept.is_file():
+            kept.write_text(json.dumps(make()))
+        found: dict[str, Any] = json.loads(kept.read_text())
+        return found
+
+    def score(self, name: str, directory: Path) -> ChatScore:
+        def make() -> dict[str, Any]:
+            return asdict(self.chats.score(directory), dict_factory=plain_lists)
+
+        found = self.once(f"{name}-score", make)
+        return ChatScore(np.array(found["nats"]), np.array(found["tokens"]), found["num_bytes"])
+
     def score_base(self) -> None:
         began = time.perf_counter()
-        self.scores["base"] = [self.chats.score(self.model)]
+        self.scores["base"] = [self.score("base", self.model)]
         seconds = time.perf_counter() - began
         # The text's size tells its tokens nearly enough for a forecast.
         tokens = self.chats.num_tokens * (
@@ -183,10 +199,10 @@ class Study:
         }
         if learn == "trl":
             job |= self.as_ours()
-        found = start(job)
+        found = self.once(f"{learn}-{seed}", lambda: start(job))
         self.seconds[learn] = found["seconds"]
         self.runs.setdefault(learn, []).append(found)
-        score = self.chats.score(Path(found["final"]))
+        score = self.score(f"{learn}-{seed}", Path(found["final"]))
         self.scores.setdefault(learn, []).append(score)
         say(f"  {score.loss:.4f} nats a token after {found['steps']} steps")
         if seed == self.seeds[0] and learn != "trl":
@@ -222,7 +238,7 @@ class Study:
             "epochs": arguments.align_epochs,
             "seed": FIRST_SEED,
         }
-        found = start(job)
+        found = self.once("aligned", lambda: start(job))
         policy = pairs.table(load_model(found["final"], merge=True).eval())
         score = compare_pairs(policy, reference)
         say(f"  {describe(score)}")
@@ -267,6 +283,10 @@ class Study:
             f"LoRA, llamita − TRL: {shown(difference)} nats a token: "
             f"{'no difference beyond the noise of seeds' if equal else 'they differ'}"
         )
+
+
+def plain_lists(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {key: value.tolist() if hasattr(value, "tolist") else value for key, value in items}
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -330,6 +350,7 @@ def parse(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--align-epochs", type=float, default=1.0)
     parser.add_argument("--skip-align", action="store_true")
     parser.add_argument("--trl", action="store_true", help="TRL's LoRA on the same chats, too")
+    parser.add_argument("--folder", type=Path, help="keep runs and scores there, and go on there")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     return parser.parse_args(given)
 

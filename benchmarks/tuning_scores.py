@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from llamita.data.packed_stream import PackedStream
 from llamita.data.shards import open_dataset
 from llamita.inference.answering import answer_tokens
-from llamita.inference.generation import Sampling
+from llamita.inference.sampling import Sampling
 from llamita.model.decoder import Decoder
 from llamita.model.huggingface import load_model
 from llamita.recipes.schema import Preference

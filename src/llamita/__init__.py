@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from llamita.errors import UserError as UserError
     from llamita.formats.exporting import export_model as export_model
     from llamita.formats.importing import import_model as import_model
+    from llamita.inference.loading import load as load
     from llamita.inference.writing import generate as generate
     from llamita.model.huggingface import load_model as load_model
     from llamita.planning.hardware import show_hardware as show_hardware
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from llamita.planning.verb import plan as plan
     from llamita.reporting.information import info as info
     from llamita.reporting.report import report as report
+    from llamita.serving.verb import serve as serve
     from llamita.starter.quickstart import quickstart as quickstart
+    from llamita.terminal.chatting import chat as chat
     from llamita.training.run import train as train
     from llamita.tuning.verbs import align as align
     from llamita.tuning.verbs import tune as tune
@@ -37,16 +40,19 @@ _WHERE = {
     "align": "llamita.tuning.verbs",
     "build_chats": "llamita.data.chat_build",
     "build_data": "llamita.data.build",
+    "chat": "llamita.terminal.chatting",
     "export_model": "llamita.formats.exporting",
     "fit_law": "llamita.planning.law_verbs",
     "generate": "llamita.inference.writing",
     "import_model": "llamita.formats.importing",
     "info": "llamita.reporting.information",
+    "load": "llamita.inference.loading",
     "load_model": "llamita.model.huggingface",
     "load_tokenizer": "llamita.data.tokenizer",
     "plan": "llamita.planning.verb",
     "quickstart": "llamita.starter.quickstart",
     "report": "llamita.reporting.report",
+    "serve": "llamita.serving.verb",
     "show_data": "llamita.data.show",
     "show_hardware": "llamita.planning.hardware",
     "show_laws": "llamita.planning.law_verbs",

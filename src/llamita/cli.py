@@ -9,9 +9,11 @@ from typing import Annotated
 import typer
 
 import llamita
+from llamita.cli_chat import add_chat
 from llamita.cli_data import BadFraction, MaxDocuments, Sources, TextField, Where, add_data
 from llamita.cli_formats import add_formats
 from llamita.cli_planning import add_planning
+from llamita.cli_serving import add_serving
 from llamita.cli_tuning import add_tuning
 from llamita.errors import UserError
 
@@ -29,6 +31,8 @@ add_data(app)
 add_planning(app)
 add_formats(app)
 add_tuning(app)
+add_chat(app)
+add_serving(app)
 
 
 @app.callback(invoke_without_command=True)

@@ -35,10 +35,20 @@ def export(
     model: Annotated[
         str, typer.Argument(help="A directory, a run, an adapter, a .gguf file or a hub id.")
     ],
-    out: Out,
-    to: Annotated[str, typer.Option("--to", help="The format: hf.")] = "hf",
-    dtype: Dtype = "float32",
+    out: Annotated[Path, typer.Option(help="The directory (hf) or file (gguf) to write.")],
+    to: Annotated[str, typer.Option("--to", help="The format: hf or gguf.")] = "hf",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="With hf: weights in float32 (the default), bfloat16 or float16."),
+    ] = None,
+    quantize: Annotated[
+        str | None,
+        typer.Option(help="With gguf: the type, such as q8_0 (the default), f16 or q4_k_m."),
+    ] = None,
     force: Force = False,
 ) -> None:
-    """Write a model as a whole Hugging Face directory; an adapter is folded into its base."""
-    llamita.export_model(model, out, to=to, dtype=dtype, force=force)
+    """Write a model for other programs: as a Hugging Face directory, or as GGUF for llama.cpp.
+
+    An adapter is folded into its base.
+    """
+    llamita.export_model(model, out, to=to, dtype=dtype, quantize=quantize, force=force)

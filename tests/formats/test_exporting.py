@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
+import gguf
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -16,10 +19,11 @@ import llamita
 from llamita.cli import main
 from llamita.errors import UserError
 from llamita.formats.exporting import export_model
+from llamita.formats.gguf_file import GgufFile
 from llamita.formats.importing import import_model
 from llamita.model.adapter_directory import BASE
 from llamita.model.huggingface import load_state
-from tests.formats.gguf_files import logits
+from tests.formats.gguf_files import logits, write_gguf
 
 TOKENS = torch.arange(24)[None]
 
@@ -100,8 +104,6 @@ def test_what_a_quantised_base_costs_is_said(base: Path, adapter: Path, tmp_path
 
 
 def test_refusals(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not yet: only hf"):
-        export_model(base, tmp_path / "out", to="gguf", say=_quiet)
     with pytest.raises(UserError, match=r"unknown format 'hg'.* Did you mean 'hf'"):
         export_model(base, tmp_path / "out", to="hg", say=_quiet)
     with pytest.raises(UserError, match="Did you mean 'bfloat16'"):
@@ -116,6 +118,58 @@ def test_refusals(base: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="add --force"):
         export_model(base, out, say=_quiet)
     export_model(base, out, force=True, say=_quiet)
+
+
+def test_a_gguf_of_an_adapter(base: Path, adapter: Path, tmp_path: Path) -> None:
+    """The same numbers as the merged directory has, by way of both formats."""
+    merged = load_state(export_model(adapter, tmp_path / "merged", say=_quiet))
+    path = export_model(adapter, tmp_path / "a.gguf", to="gguf", quantize="f32", say=_quiet)
+    back = load_state(import_model(path, tmp_path / "back", say=_quiet))
+    assert back.keys() == merged.keys()
+    assert all(torch.equal(back[name], merged[name]) for name in merged)
+
+
+def test_names_and_licences_go_through(small: PreTrainedModel, tmp_path: Path) -> None:
+    def named(writer: gguf.GGUFWriter) -> None:
+        writer.add_name("A small one")
+        writer.add_license("apache-2.0")
+
+    path = write_gguf(tmp_path / "small.gguf", small, "llama", change=named)
+    base = import_model(path, tmp_path / "base", say=_quiet)
+    fields = GgufFile(export_model(base, tmp_path / "out.gguf", to="gguf", say=_quiet)).fields
+    assert (fields["general.name"], fields["general.license"]) == ("A small one", "apache-2.0")
+    run = tmp_path / "runs" / "mine"
+    run.mkdir(parents=True)
+    shutil.copytree(base, run / "final", ignore=shutil.ignore_patterns("origin.json"))
+    fields = GgufFile(export_model(run, tmp_path / "run.gguf", to="gguf", say=_quiet)).fields
+    assert fields["general.name"] == "mine"
+
+
+def test_gguf_refusals(base: Path, small_gguf: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.gguf"
+
+    def export(model: Path, **settings: Any) -> Path:
+        return export_model(model, out, to="gguf", say=_quiet, **settings)
+
+    with pytest.raises(UserError, match="Did you mean 'q4_k_m'"):
+        export(base, quantize="q4_km")
+    out.write_bytes(small_gguf.read_bytes())
+    for force in (False, True):
+        with pytest.raises(UserError, match="was not written by `llamita export`"):
+            export(base, force=force)
+        with pytest.raises(UserError, match="is the model itself"):
+            export(out, force=force)
+    assert out.read_bytes() == small_gguf.read_bytes()
+    out.unlink()
+    export(base, quantize="f16")
+    with pytest.raises(UserError, match="add --force"):
+        export(base)
+    before = out.stat().st_size
+    export(base, force=True)
+    assert out.stat().st_size < before
+    with pytest.raises(UserError, match="is a directory; of a GGUF --out names the file"):
+        export_model(base, tmp_path, to="gguf", say=_quiet)
+    assert [*tmp_path.iterdir()] == [out]
 
 
 def test_commands(
@@ -139,6 +193,15 @@ def test_commands(
     code, out, _ = run("export", "model", "--out", "copy", "--to", "hf", "--dtype", "bfloat16")
     assert (code, out) == (0, "copy: written in bfloat16\n")
     assert load_state(tmp_path / "copy")["model.norm.weight"].dtype == torch.bfloat16
-    refused = "llamita: --to gguf: not yet: only hf.\n"
-    assert run("export", "model", "--out", "other", "--to", "gguf") == (1, "", refused)
-    assert not (tmp_path / "other").exists()
+    code, out, _ = run("export", "model", "--to", "gguf", "--out", "other.gguf")
+    size = (tmp_path / "other.gguf").stat().st_size / 1e6
+    assert (code, out.splitlines()[-1]) == (0, f"other.gguf: written in q8_0, {size:,.1f} MB")
+    assert "tensors: 8 Q8_0, 3 F32\n" in out
+    refused = "llamita: --dtype belongs to `--to hf`; of a GGUF write --quantize TYPE\n"
+    arguments = ("export", "model", "--to", "gguf", "--out", "more.gguf", "--dtype", "float16")
+    assert run(*arguments) == (1, "", refused)
+    code, _, told = run("export", "model", "--out", "more", "--quantize", "q8_0")
+    assert code == 1
+    assert "--quantize belongs to `--to gguf`" in told
+    assert not (tmp_path / "more.gguf").exists()
+    assert not (tmp_path / "more").exists()

@@ -1,28 +1,17 @@
-"""Drawing tokens as Transformers does, reproducibly, and text that never breaks a character."""
+"""Writing reproducibly, to an end, and text that never breaks a character."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import (
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
 from llamita.architecture.config import ModelConfig
 from llamita.data.tokenizer import Tokenizer
 from llamita.errors import UserError
 from llamita.inference import generation
-from llamita.inference.generation import (
-    Sampling,
-    continue_prompt,
-    draw,
-    generate_tokens,
-    stream_text,
-)
+from llamita.inference.generation import continue_prompt, generate_tokens, stream_text
+from llamita.inference.sampling import Sampling
 from llamita.model.decoder import Decoder
 from llamita.model.initialization import initialize
 from tests.data.corpus import small_tokenizer
@@ -47,92 +36,6 @@ def model(tokenizer: Tokenizer) -> Decoder:
     model = Decoder(config)
     initialize(model, "llama", seed=1, std=0.3)
     return model
-
-
-def transformers_probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
-    """What Transformers' generate would draw from."""
-    processors = LogitsProcessorList([TemperatureLogitsWarper(sampling.temperature)])
-    if sampling.top_k:
-        processors.append(TopKLogitsWarper(sampling.top_k))
-    if sampling.top_p < 1:
-        processors.append(TopPLogitsWarper(sampling.top_p))
-    ids = torch.zeros(1, 1, dtype=torch.long)
-    return processors(ids, logits[None].clone())[0].softmax(-1)
-
-
-def our_probabilities(
-    logits: Tensor, sampling: Sampling, monkeypatch: pytest.MonkeyPatch
-) -> Tensor:
-    """What `draw` hands to the dice."""
-    seen: list[Tensor] = []
-
-    def multinomial(probabilities: Tensor, count: int, *, generator: torch.Generator) -> Tensor:
-        seen.append(probabilities)
-        return torch.zeros(count, dtype=torch.long)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "multinomial", multinomial)
-        draw(logits, sampling, torch.Generator())
-    return seen[0]
-
-
-@pytest.mark.parametrize("temperature", [0.1, 0.7, 1.0, 2.5])
-@pytest.mark.parametrize("top_k", [0, 1, 7, 1000])
-@pytest.mark.parametrize("top_p", [0.01, 0.5, 0.95, 1.0])
-def test_the_distribution_is_transformers(
-    temperature: float, top_k: int, top_p: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    generator = torch.Generator().manual_seed(0)
-    sampling = Sampling(temperature, top_k, top_p)
-    for scale in (0.1, 2.0, 10.0):
-        logits = scale * torch.randn(100, generator=generator)
-        ours = our_probabilities(logits, sampling, monkeypatch)
-        theirs = transformers_probabilities(logits, sampling)
-        assert torch.equal(ours > 0, theirs > 0)
-        torch.testing.assert_close(ours, theirs)
-
-
-def test_ties_at_the_edge_of_top_k_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits = torch.tensor([1.0, 3.0, 2.0, 2.0, 0.0])
-    sampling = Sampling(1.0, top_k=2, top_p=1.0)
-    ours = our_probabilities(logits, sampling, monkeypatch)
-    torch.testing.assert_close(ours, transformers_probabilities(logits, sampling))
-    assert int((ours > 0).sum()) == 3
-
-
-def test_draws_follow_the_distribution() -> None:
-    logits = torch.tensor([0.0, 1.0, 2.0, -1.0])
-    generator = torch.Generator().manual_seed(5)
-    sampling = Sampling(temperature=1.0, top_k=3, top_p=1.0)
-    drawn = torch.tensor([draw(logits, sampling, generator) for _ in range(4000)])
-    counts = torch.bincount(drawn, minlength=4).double()
-    expected = 4000 * transformers_probabilities(logits, sampling).double()
-    assert counts[3] == 0
-    kept = expected > 0
-    chi_square = ((counts - expected)[kept] ** 2 / expected[kept]).sum()
-    assert chi_square < 18.4  # 2 degrees of freedom: beyond it once in 10,000
-
-
-def test_greedy_takes_the_likeliest() -> None:
-    logits = torch.tensor([0.0, 5.0, 4.9])
-    assert draw(logits, Sampling(temperature=0), torch.Generator()) == 1
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"temperature": -0.1},
-        {"temperature": float("nan")},
-        {"temperature": float("inf")},
-        {"top_k": -1},
-        {"top_p": 0.0},
-        {"top_p": 1.1},
-        {"top_p": float("nan")},
-    ],
-)
-def test_values_out_of_range(values: dict[str, float]) -> None:
-    with pytest.raises(UserError, match=next(iter(values))):
-        Sampling(**values)  # type: ignore[arg-type]
 
 
 def tokens(model: Decoder, sampling: Sampling, count: int = 20, **more: object) -> list[int]:

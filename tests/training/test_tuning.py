@@ -16,7 +16,7 @@ from torch import Tensor
 from llamita.data.tokenizer import load_tokenizer
 from llamita.errors import UserError
 from llamita.inference.answering import answer_tokens
-from llamita.inference.generation import Sampling
+from llamita.inference.sampling import Sampling
 from llamita.model.adapter_directory import is_adapter, read_adapter
 from llamita.model.huggingface import load_model
 from llamita.planning.recipe_plan import plan_recipe

@@ -128,6 +128,24 @@ def pre_tokenizer_name(specification: Mapping[str, Any]) -> str | None:
     return next((name for name, known in PRE_TOKENIZERS.items() if known == found), None)
 
 
+def llama_cpp_name(specification: Mapping[str, Any]) -> str | None:
+    """A name by which llama.cpp splits and merges as this tokenizer.json does, or `None`.
+
+    Unlike `pre_tokenizer_name` it looks at every name that is read, and at whether a word that is
+    a token is taken whole, which llama.cpp settles by the name too.
+    """
+    found = expressions_of(specification)
+    whole = bool(specification["model"].get("ignore_merges"))
+    return next(
+        (
+            name
+            for name, known in READ_PRE_TOKENIZERS.items()
+            if known == found and (name in IGNORING_MERGES) == whole
+        ),
+        None,
+    )
+
+
 def _canonical(expression: str) -> str:
     spelled = expression.replace(_CONTRACTIONS_FOLDED, _CONTRACTIONS)
     return _GPT_2 if spelled == _GPT_2 + r"|\s+" else spelled

@@ -171,6 +171,17 @@ def tensor_names(file: GgufFile) -> dict[str, str]:
     return names
 
 
+def gguf_tensor_name(name: str) -> str:
+    """GGUF's name of a weight, by Hugging Face's; the other direction of `tensor_names`."""
+    outside = {ours: theirs for theirs, ours in _OUTSIDE.items()}
+    if name in outside:
+        return outside[name]
+    inside = {ours: theirs for theirs, ours in _INSIDE.items()}
+    number, _, rest = name.removeprefix("model.layers.").partition(".")
+    module, _, leaf = rest.rpartition(".")
+    return f"blk.{number}.{inside[module]}.{leaf}"
+
+
 class _Says:
     """The keys of a file's architecture, by their names without it."""
 
@@ -235,8 +246,10 @@ def _refuse_other_attention(says: _Says, head_dim: int) -> None:
 def _multipliers(says: _Says, hidden: int, layers: int, head_dim: int) -> dict[str, float]:
     """Granite's and MiniCPM's numbers as `ModelConfig` keys.
 
-    MiniCPM's older converters wrote none, and llama.cpp puts in those of the 2.4B model (12,
-    1.4/sqrt(L), hidden/256), each where its key is absent.
+    MiniCPM's older converters wrote none; those of the 2.4B model (12, 1.4/sqrt(L), hidden/256)
+    are put in, each where its key is absent. llama.cpp does the same but for the last: it divides
+    logits by 256/hidden, the inverse, which changes no greedy answer and every probability
+    (settled by running it). The model's own number is taken here.
     """
     found: dict[str, float] = {}
     if says.architecture == "minicpm":
@@ -268,15 +281,28 @@ def _rope_scaling(says: _Says, head_dim: int, theta: float) -> Mapping[str, Any]
     return {"rope_type": "linear", "factor": factor} if scaled else None
 
 
+def llama3_factors(
+    theta: float, head_dim: int, *, factor: float, low: float, high: float, context: float
+) -> NDArray[np.float64]:
+    """What Llama 3's scaling multiplies each wavelength by, (head_dim / 2,).
+
+    Of a wavelength w: 1 / (s + (1 - s) / factor) with s = (context / w - low) / (high - low)
+    clipped to [0, 1].
+    """
+    wavelengths = 2 * math.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
+    share = np.clip((context / wavelengths - low) / (high - low), 0, 1)
+    return np.asarray(1 / (share + (1 - share) / factor), np.float64)
+
+
 def _llama3_scaling(
     file: GgufFile, factors: NDArray[np.float32], head_dim: int, theta: float
 ) -> Mapping[str, Any] | None:
     """The settings of Llama 3's RoPE scaling that give these factors, (head_dim / 2,).
 
-    A converter writes what each wavelength w is multiplied by, 1 / (s + (1 - s) / factor) with
-    s = (L / w - low) / (high - low) clipped to [0, 1], and not the settings. The three of s cannot
-    all be recovered (multiplying them by one number changes nothing), so low is taken to be 1 and
-    high 4, as in every Llama; L, the context before, then follows from any s between 0 and 1.
+    A converter writes what each wavelength is multiplied by (`llama3_factors`), and not the
+    settings. Context, low and high cannot all be recovered (multiplying the three by one number
+    changes nothing), so low is taken to be 1 and high 4, as in every Llama; the context then
+    follows from any s between 0 and 1.
 
     Raises:
         UserError: no such settings give these factors.
@@ -288,10 +314,6 @@ def _llama3_scaling(
         return None
     wavelengths = 2 * math.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
     low, high = 1.0, 4.0
-
-    def smooth(context: float) -> NDArray[np.float64]:
-        return np.clip((context / wavelengths - low) / (high - low), 0, 1)
-
     share = (1 / factors.astype(np.float64) - 1 / largest) / (1 - 1 / largest)
     between = (share > 1e-3) & (share < 1 - 1e-3)
     if between.any():
@@ -300,9 +322,8 @@ def _llama3_scaling(
     else:  # any L between the last unscaled wavelength and the first scaled one: a power of two
         unscaled = wavelengths[share > 0.5].max(initial=0.0)
         context = 1 << max(0, math.ceil(math.log2(max(1.0, high * unscaled))))
-    if context < 1 or not np.allclose(
-        1 / (smooth(context) + (1 - smooth(context)) / largest), factors, rtol=1e-4
-    ):
+    expected = llama3_factors(theta, head_dim, factor=largest, low=low, high=high, context=context)
+    if context < 1 or not np.allclose(expected, factors, rtol=1e-4):
         raise UserError(
             f"{file.path}: {ROPE_FREQS} has factors that are not Llama 3's (low_freq_factor 1, "
             "high_freq_factor 4); they are not supported"

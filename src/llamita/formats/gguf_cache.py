@@ -5,15 +5,12 @@ A hit needs no torch and no gguf: `llamita info` and plans go this way too.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from llamita.errors import UserError
+from llamita.formats.model_cache import cache_root, make_room, used, waiting_lock
 
 # Part of every name in the cache: to be raised when the same file would be imported otherwise.
 _VERSION = 1
@@ -52,46 +49,28 @@ def fingerprint(path: Path) -> str:
 def cached(path: Path) -> Path:
     """The Hugging Face directory of a GGUF file, imported first if it is not in the cache.
 
-    The cache is `$XDG_CACHE_HOME/llamita/gguf` (`~/.cache` where that is not set); in it lies one
-    directory a file, in float32, that may be deleted at any time. Of several processes one
+    In the cache (`model_cache`) lies one directory a file, in float32. Of several processes one
     imports and the others wait.
 
     Raises:
         UserError: the file cannot be imported, or the cache not be written.
     """
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    place = Path(base) / "llamita" / "gguf" / f"{path.stem}-{fingerprint(path)}-v{_VERSION}"
-    if place.is_dir():
-        return place
-    with _lock(path, place):
-        if not place.is_dir():
-            from llamita.formats.importing import import_model
+    place = cache_root() / f"{path.stem}-{fingerprint(path)}-v{_VERSION}"
+    if not place.is_dir():
+        otherwise = (
+            f"{path} has to be imported: set XDG_CACHE_HOME to a directory that can, or run "
+            f"`llamita import {path} --out DIR` and name DIR"
+        )
+        with waiting_lock(place, otherwise):
+            if not place.is_dir():
+                from llamita.formats.importing import import_model
 
-            _say(f"{path.name} is imported once, into {place}")
-            import_model(path, place, say=_say)
+                _say(f"{path.name} is imported once, into {place}")
+                import_model(path, place, say=_say)
+                make_room(place, _say)
+    used(place)
     return place
 
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _lock(path: Path, place: Path) -> Iterator[None]:
-    """Waits for whoever imports the same file. The lock file stays: removing it would let a third
-    process lock another file of that name."""
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        lock = place.with_name(f".{place.name}.import")
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise UserError(
-            f"{path} has to be imported, and the cache {place.parent} cannot be written "
-            f"({error.strerror}); set XDG_CACHE_HOME to a directory that can, or run "
-            f"`llamita import {path} --out DIR` and name DIR"
-        ) from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

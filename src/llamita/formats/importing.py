@@ -10,6 +10,7 @@ from typing import Any
 from llamita import __version__
 from llamita.architecture.config import ModelConfig
 from llamita.errors import UserError
+from llamita.formats.exported_card import write_import_card
 from llamita.formats.gguf_architectures import (
     ARCHITECTURES,
     architecture_of,
@@ -17,11 +18,17 @@ from llamita.formats.gguf_architectures import (
     tensor_names,
 )
 from llamita.formats.gguf_file import GgufFile
+from llamita.formats.gguf_rows import in_halves, permuted_heads
 from llamita.formats.gguf_tokenizer import ReadTokenizer, read_tokenizer
-from llamita.formats.writing import in_dtype, new_directory, read_origin, torch_dtype
+from llamita.formats.writing import (
+    GENERAL_FACTS,
+    in_dtype,
+    new_directory,
+    read_origin,
+    torch_dtype,
+)
 
 _LISTED = 8  # names shown in an error
-_FACTS = ("general.name", "general.license", "general.basename", "general.finetune")
 
 
 def import_model(
@@ -65,7 +72,7 @@ def import_model(
         "architecture": architecture,
         "tensor_types": file.type_counts(),
         "dtype": dtype,
-    } | {key: file.fields[key] for key in _FACTS if isinstance(file.fields.get(key), str)}
+    } | {key: file.fields[key] for key in GENERAL_FACTS if isinstance(file.fields.get(key), str)}
     if not force and read_origin(out) == origin and any(out.glob("*.safetensors")):
         say(f"{out}: this is {path.name} already, in {dtype}")
         return out
@@ -75,6 +82,7 @@ def import_model(
     say(_describe(file, architecture, read))
     with new_directory(out, origin, force=force) as building:
         _write(building, file, architecture, config, read, stored)
+        write_import_card(building, origin)
     say(f"{out}: written in {dtype}")
     return out
 
@@ -122,30 +130,12 @@ def _write(
     state = {}
     for ours, theirs in sorted((ours, theirs) for theirs, ours in names.items()):
         tensor = torch.from_numpy(file.read(theirs))
-        heads = _permuted_heads(ours, config) if ARCHITECTURES[architecture].permuted else None
+        heads = permuted_heads(ours, config) if ARCHITECTURES[architecture].permuted else None
         if heads is not None:
-            tensor = _in_halves(tensor, heads)
+            tensor = in_halves(tensor, heads)
         state[ours] = in_dtype(f"{file.path}: {theirs}", tensor, dtype)
     save_model(directory, state, config, dtype)
     read.tokenizer.save(directory)
-
-
-def _permuted_heads(name: str, config: ModelConfig) -> int | None:
-    if ".q_proj." in name:
-        return config.num_attention_heads
-    return config.num_key_value_heads if ".k_proj." in name else None
-
-
-def _in_halves(tensor: Any, num_heads: int) -> Any:
-    """Rows of q or k (weight or bias) from llama.cpp's order to Hugging Face's.
-
-    llama.cpp rotates neighbours, (0, 1), (2, 3), …; Hugging Face rotates the first half of a head
-    against the second. `LlamaModel.permute` of convert_hf_to_gguf.py brings row i of one half and
-    row i of the other together; this takes them apart again.
-    """
-    rows = tensor.shape[0]
-    paired = tensor.reshape(num_heads, rows // num_heads // 2, 2, *tensor.shape[1:])
-    return paired.transpose(1, 2).reshape(tensor.shape)
 
 
 def _check_shapes(file: GgufFile, names: Mapping[str, str], config: ModelConfig) -> None:

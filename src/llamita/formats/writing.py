@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 ORIGIN = "origin.json"
 DTYPES = ("float32", "bfloat16", "float16")
+WRITTEN_BY = "llamita.written_by"  # the key of a GGUF file that says that it may be replaced
+# What GGUF says of a model beside its numbers; kept in `origin.json` on the way in and out.
+GENERAL_FACTS = ("general.name", "general.license", "general.basename", "general.finetune")
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -79,6 +82,31 @@ def refuse_foreign(out: Path, *, force: bool) -> None:
         )
     if not force:
         raise UserError(f"{out} exists; add --force to replace it, or name another --out")
+
+
+def refuse_foreign_file(out: Path, *, force: bool) -> None:
+    """Raises where the GGUF file `out` may not be written.
+
+    Raises:
+        UserError: something is there that no export wrote, or that one did, without `force`.
+    """
+    if not out.exists():
+        return
+    if out.is_dir():
+        raise UserError(f"{out} is a directory; of a GGUF --out names the file")
+    if not _is_own_file(out):
+        raise UserError(f"{out} exists and was not written by `llamita export`; name another --out")
+    if not force:
+        raise UserError(f"{out} exists; add --force to replace it, or name another --out")
+
+
+def _is_own_file(path: Path) -> bool:
+    from llamita.formats.gguf_file import GgufFile
+
+    try:
+        return WRITTEN_BY in GgufFile(path).fields
+    except UserError:
+        return False
 
 
 @contextmanager

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from llamita.data.chat_records import Message
 from llamita.data.chat_template import ChatTemplate, chat_template, end_of_turn_ids
 from llamita.data.tokenizer import Tokenizer
-from llamita.inference.generation import Sampling, generate_tokens, stream_text
+from llamita.inference.generation import generate_tokens, stream_text
+from llamita.inference.sampling import Sampling
 from llamita.model.decoder import Decoder
 
 

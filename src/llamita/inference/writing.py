@@ -8,7 +8,8 @@ from pathlib import Path
 from llamita.data.tokenizer import load_tokenizer
 from llamita.errors import UserError
 from llamita.inference.answering import answer
-from llamita.inference.generation import Sampling, continue_prompt
+from llamita.inference.generation import continue_prompt
+from llamita.inference.sampling import Sampling
 from llamita.model.devices import choose_device
 from llamita.model.huggingface import load_model
 from llamita.model.locate import locate

@@ -256,7 +256,7 @@ class Decoder(nn.Module):
             positions = torch.arange(start, start + length, device=tokens.device)
             end = start + length
         rotary = rotary_tables(self.config, positions, end)
-        mask: Any = None
+        mask: Any = None if cache is None else cache.mask
         if documents is not None and documents.device.type == "cpu":
             mask = document_starts(documents, None if targets is None else targets != IGNORE)
         elif documents is not None:

@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from llamita.architecture.lora import ALL_LINEAR, Lora, lora_targets
 from llamita.architecture.presets import Parametrization
 from llamita.errors import did_you_mean
+from llamita.recipes.card import Card as Card
 from llamita.recipes.objectives import LanguageModelling as LanguageModelling
 from llamita.recipes.objectives import Objective as Objective
 from llamita.recipes.objectives import Preference as Preference
@@ -330,6 +331,8 @@ class Recipe(Settings):
     track: list[str] = Field(default_factory=list)
     """Where else the events are shown: tensorboard, trackio, wandb. Each is an extra."""
     predicted: Predicted | None = None
+    card: Card = Card()
+    """What the model's README.md says that the run's records do not know."""
 
     @field_validator("track")
     @classmethod

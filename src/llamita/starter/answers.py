@@ -199,7 +199,8 @@ def ask(
 ) -> list[Reply]:
     """The model's likeliest answers, token by token; those cut at `max_tokens` have not ended."""
     from llamita.inference.answering import answer_tokens
-    from llamita.inference.generation import Sampling, stream_text
+    from llamita.inference.generation import stream_text
+    from llamita.inference.sampling import Sampling
 
     replies = []
     for question in questions:

@@ -12,7 +12,8 @@ import numpy as np
 
 from llamita.data.shards import TokenStream, open_dataset
 from llamita.data.tokenizer import Tokenizer, load_tokenizer
-from llamita.inference.generation import Sampling, continue_prompt
+from llamita.inference.generation import continue_prompt
+from llamita.inference.sampling import Sampling
 from llamita.inference.scoring import held_out, score_text
 from llamita.model.decoder import Decoder
 from llamita.model.huggingface import load_model

@@ -13,6 +13,7 @@ from torch import Tensor
 from llamita.architecture.config import ModelConfig
 from llamita.data.tokenizer import Tokenizer
 from llamita.errors import UserError
+from llamita.formats.model_card import README, Model, render_card
 from llamita.model.adapter_directory import save_adapter
 from llamita.model.huggingface import load_state, save_model
 from llamita.model.records import PROVENANCE
@@ -20,6 +21,7 @@ from llamita.planning.plan import TrainingPlan, steps_to_average
 from llamita.recipes.schema import LastCheckpoints, Recipe
 from llamita.training.adapting import Adapted
 from llamita.training.averaging import mean_of_checkpoints, running_average
+from llamita.training.card import card_facts
 from llamita.training.checkpoint import (
     TrainingState,
     is_intact,
@@ -73,18 +75,30 @@ def write_final(preparation: Preparation, run: Path) -> Path:
         assert recipe.averaging is not None
         steps = [int(path.name.removeprefix("step-")) for path in averaged]
         provenance["average"] = {**recipe.averaging.model_dump(), "steps": steps}
+    facts = card_facts(preparation, run, values, provenance["validation"])
+    provenance["card"] = facts.model_dump(mode="json")
     record = target / "training" / PROVENANCE
     if record.is_file() and json.loads(record.read_text()) == provenance and is_intact(target):
         return target
     weights = _weights(recipe.checkpoints.final, source, averaged)
     assert preparation.tokenizer is not None
-    tokenizer = preparation.tokenizer
-    dtype = torch.bfloat16 if recipe.checkpoints.final_dtype == "bfloat16" else torch.float32
+    tokenizer, config, adapted = preparation.tokenizer, preparation.config, preparation.adapted
+    # An adapter is kept in float32 whatever a whole model is.
+    stored = "float32" if adapted is not None else recipe.checkpoints.final_dtype
+    dtype = torch.bfloat16 if stored == "bfloat16" else torch.float32
+
+    def write(directory: Path) -> None:
+        write_model(directory, weights, config, tokenizer, dtype, adapted=adapted)
+        known = facts
+        if adapted is not None and facts.base is not None:
+            base = facts.base.model_copy(update={"fingerprint": adapted.fingerprint})
+            known = facts.model_copy(update={"base": base})
+        card = render_card(known, Model(config, tokenizer, stored))
+        (directory / README).write_text(card, encoding="utf-8")
+
     return write_directory(
         target,
-        lambda directory: write_model(
-            directory, weights, preparation.config, tokenizer, dtype, adapted=preparation.adapted
-        ),
+        write,
         TrainingState(provenance, {}),
         record=PROVENANCE,
     )

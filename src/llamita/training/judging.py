@@ -9,7 +9,8 @@ import torch
 from llamita.data.packed_stream import PackedStream
 from llamita.data.token_stream import TokenStream
 from llamita.inference.answering import answer
-from llamita.inference.generation import Sampling, continue_prompt
+from llamita.inference.generation import continue_prompt
+from llamita.inference.sampling import Sampling
 from llamita.inference.scoring import (
     HeldOut,
     HeldOutRows,

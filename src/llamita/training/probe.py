@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from llamita.architecture.counts import num_parameters
 from llamita.architecture.lora import lora_parameters
 from llamita.data.batch import Batch
-from llamita.inference.generation import Sampling, generate_tokens
+from llamita.inference.generation import generate_tokens
+from llamita.inference.sampling import Sampling
 from llamita.inference.scoring import score_batch
 from llamita.model.decoder import Decoder
 from llamita.model.devices import synchronize

@@ -19,6 +19,7 @@ MAY_CHANGE = (
     "guard",
     "track",
     "predicted",
+    "card",
     "datasets.*.path",
     "datasets.*.tokens",
     "datasets.*.max_epochs",

@@ -1,0 +1,212 @@
+"""The torch engine beside Transformers' generate: one stream, sixteen, and a mixed trace.
+
+    python benchmarks/engine_speed.py --record
+
+Both sides have the same weights, prompts, numbers of new tokens (no text ends by itself) and
+threads; they take turns in one process, and the best turn of each counts. The trace has the
+lengths of prompts and answers of ../shared/data/instruct/dpo_en_demo.json (300 pairs, from
+LLaMA-Factory's demonstration data), in the file's order: Transformers gets it in padded batches
+of sixteen, each running until its longest answer ends, the engine gets all requests at once.
+Tokens a second count the new tokens that were asked for. What one stream reads, all weights once
+a token, is compared with the machine's rate of reading: a sum over 256 MB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llamita.data.chat_template import chat_template
+from llamita.data.tokenizer import load_tokenizer
+from llamita.inference.engine import Request, Stream
+from llamita.inference.sampling import Sampling
+from llamita.inference.torch_engine import TorchEngine
+from llamita.model.huggingface import load_model
+from tuning_common import INSTRUCT, MODEL, record, there
+
+BARS = {"one": 1.4, "sixteen": 2.0, "trace": 4.0}
+SLOTS = 16
+Load = list[tuple[tuple[int, ...], int]]  # prompts, and new tokens of each
+
+
+def loads(arguments: argparse.Namespace, tokenizer: Any) -> dict[str, Load]:
+    rows = json.loads(arguments.data.read_text("utf-8"))
+    prompts = [row["conversations"][0]["value"] for row in rows]
+    answers = [row["chosen"]["value"] for row in rows]
+    text = [token for prompt in prompts for token in tokenizer.encode(prompt)]
+    length, new = arguments.prompt, arguments.new
+    cut = [tuple(text[start : start + length]) for start in range(0, SLOTS * length, length)]
+    trace = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        count = len(tokenizer.encode(answer))
+        ids = tuple(tokenizer.encode(prompt))
+        if ids and count:
+            trace.append((ids[: arguments.longest], min(count, arguments.longest)))
+    every = max(1, len(trace) // arguments.requests)
+    return {
+        "one": [(cut[0], new)],
+        "sixteen": [(each, new) for each in cut],
+        "trace": trace[::every][: arguments.requests],
+    }
+
+
+def peer(model: Any) -> Callable[[Load], dict[str, float]]:
+    """Transformers' generate, sixteen at a time, padded on the left."""
+
+    def run(load: Load) -> dict[str, float]:
+        began = time.perf_counter()
+        for start in range(0, len(load), SLOTS):
+            batch = load[start : start + SLOTS]
+            longest = max(len(prompt) for prompt, _ in batch)
+            new = max(count for _, count in batch)
+            tokens = torch.zeros(len(batch), longest, dtype=torch.long)
+            mask = torch.zeros_like(tokens)
+            for row, (prompt, _) in enumerate(batch):
+                tokens[row, longest - len(prompt) :] = torch.tensor(prompt)
+                mask[row, longest - len(prompt) :] = 1
+            model.generate(
+                tokens,
+                attention_mask=mask,
+                max_new_tokens=new,
+                do_sample=False,
+                repetition_penalty=1.0,
+                eos_token_id=model.config.vocab_size + 1,  # none: no text ends by itself
+                pad_token_id=0,
+            )
+        return {"seconds": time.perf_counter() - began}
+
+    return run
+
+
+def ours(engine: TorchEngine) -> Callable[[Load], dict[str, float]]:
+    def run(load: Load) -> dict[str, float]:
+        engine.forget()
+        began = time.perf_counter()
+        streams = [
+            Stream(engine, Request(prompt, Sampling(temperature=0), max_tokens=count))
+            for prompt, count in load
+        ]
+        for stream in streams:
+            for _ in stream:
+                pass
+        seconds = time.perf_counter() - began
+        finish = streams[0].finish
+        assert finish is not None
+        return {
+            "seconds": seconds,
+            "decode": finish.decode_seconds / max(1, finish.completion_tokens - 1),
+        }
+
+    return run
+
+
+def reading_rate() -> float:
+    """Bytes a second of a sum over 256 MB, best of 5."""
+    much = torch.ones(64 * 2**20)
+    best = float("inf")
+    for _ in range(5):
+        began = time.perf_counter()
+        much.sum()
+        best = min(best, time.perf_counter() - began)
+    return much.nbytes / best
+
+
+def opened(arguments: argparse.Namespace, dtype: torch.dtype, *, slots: int) -> TorchEngine:
+    decoder, tokenizer = load_model(arguments.model), load_tokenizer(arguments.model)
+    decoder.compute_dtype = dtype
+    context = min(decoder.config.max_position_embeddings, 2 * arguments.longest + 2)
+    template = chat_template(tokenizer)
+    return TorchEngine(decoder, tokenizer, template, slots=slots, context=context)
+
+
+def measure(dtype: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = load_tokenizer(arguments.model)
+    kind = getattr(torch, dtype)
+    theirs = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=kind).eval()
+    found: dict[str, Any] = {}
+    wanted = arguments.only.split(",")
+    for name, load in loads(arguments, tokenizer).items():
+        if name not in wanted:
+            continue
+        if dtype == "bfloat16" and name != "one" and not arguments.slow:
+            continue
+        engine = opened(arguments, kind, slots=min(SLOTS, len(load)))
+        contenders = {"llamita": ours(engine), "Transformers": peer(theirs)}
+        new = sum(count for _, count in load)
+        best = {who: {"seconds": float("inf"), "decode": float("inf")} for who in contenders}
+        for run in contenders.values():
+            run([(prompt, 2) for prompt, _ in load[:SLOTS]])  # compile, allocate, load code
+        for _ in range(arguments.repeat):
+            for who, run in contenders.items():
+                for key, value in run(load).items():
+                    best[who][key] = min(best[who][key], value)
+        rates = {who: new / each["seconds"] for who, each in best.items()}
+        ratio = rates["llamita"] / rates["Transformers"]
+        found[name] = {
+            "about": engine.about,
+            "requests": len(load),
+            "new_tokens": new,
+            "tokens_per_second": rates,
+            "ratio": ratio,
+            "bar": BARS[name],
+        }
+        line = ", ".join(f"{who} {rate:.1f} tokens/s" for who, rate in rates.items())
+        verdict = "met" if ratio >= BARS[name] else "missed"
+        print(f"{dtype}, {name}: {line}: {ratio:.2f}× (bar {BARS[name]:g}: {verdict})", flush=True)
+        if name == "one":
+            bytes_read = engine.weight_bytes
+            share = bytes_read / best["llamita"]["decode"] / reading_rate()
+            found[name]["share_of_reading_rate"] = share
+            print(f"  {bytes_read / 1e6:.0f} MB a token: {share:.0%} of the rate of reading")
+        engine.close()
+    return found
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, default=MODEL)
+    parser.add_argument("--data", type=Path, default=INSTRUCT / "dpo_en_demo.json")
+    parser.add_argument("--dtypes", default="float32,bfloat16")
+    parser.add_argument("--only", default="one,sixteen,trace")
+    parser.add_argument("--prompt", type=int, default=64, help="tokens of equal prompts")
+    parser.add_argument("--new", type=int, default=64, help="new tokens of equal requests")
+    parser.add_argument("--requests", type=int, default=48, help="requests of the trace")
+    parser.add_argument("--longest", type=int, default=512, help="prompts and answers end there")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--threads", type=int, help="by default torch's choice")
+    parser.add_argument(
+        "--slow",
+        action="store_true",
+        help="sixteen and the trace in bfloat16 too: hours where a CPU has no such units",
+    )
+    parser.add_argument("--record", action="store_true")
+    return parser.parse_args(words)
+
+
+def main() -> None:
+    arguments = parse()
+    if not there(arguments.model, arguments.data):
+        return
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    with torch.inference_mode():
+        results = {dtype: measure(dtype, arguments) for dtype in arguments.dtypes.split(",")}
+    if arguments.record:
+        settings = {
+            key: str(value) if isinstance(value, Path) else value
+            for key, value in vars(arguments).items()
+        }
+        settings["model"], settings["data"] = arguments.model.name, arguments.data.name
+        record("engine_speed", {"settings": settings, "results": results})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""One token more for each of some rows: a decoder's forward pass with as few operations as can be.
+
+At a batch of one a step is as long as reading the weights takes, and with some 1,500 small
+operations as much again. Here weights that meet the same input are one matrix, laid out as the
+product of one row reads them fastest, and residuals are added by the products.
+
+Shapes: R rows, H hidden size, D head_dim, I intermediate size.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llamita.model.cache import CacheRows
+from llamita.model.decoder import Attention, Block, Decoder, Linear, RMSNorm
+from llamita.model.quantized import projections
+from llamita.model.rope import rotary_tables
+
+
+def is_plain(model: Decoder) -> bool:
+    """Whether every projection is a weight and nothing else: no adapter, no codes."""
+    return all(type(layer) is Linear for _, layer in projections(model))
+
+
+class DecodeStep:
+    """Stands for a plain decoder where each row reads one token; says what the decoder says, up
+    to rounding.
+
+    It takes no memory beside the decoder's: parameters become views of the joined matrices.
+
+    Args:
+        model: its parameters in `compute_dtype` and frozen; see `is_plain`.
+        context: positions that rows may have.
+        head_by_columns: lay the head out for one row (its product takes half the time then on
+            two cores with MKL) rather than for several (where it would take twice as long).
+    """
+
+    def __init__(self, model: Decoder, context: int, *, head_by_columns: bool) -> None:
+        assert is_plain(model), "adapters and quantised weights go through the decoder itself"
+        config = model.config
+        self._model = model
+        self._layers = [_Layer(block, model) for block in model.model.layers]  # type: ignore[arg-type]
+        if head_by_columns:
+            head = model.model.embed_tokens if model.lm_head is None else model.lm_head
+            head.weight.data = head.weight.data.t().contiguous().t()
+        self._by_columns = head_by_columns
+        device = model.model.norm.weight.device
+        places = torch.arange(context, device=device)
+        cos, sin = rotary_tables(config, places, context)
+        self._cos = torch.cat((cos, cos), dim=-1)[:, None]
+        self._sin = torch.cat((-sin, sin), dim=-1)[:, None]
+
+    def __call__(self, tokens: Tensor, rows: CacheRows) -> Tensor:
+        """Tokens (R, 1) to the logits behind them, (R, V) float32; keys and values go to `rows`."""
+        model, config = self._model, self._model.config
+        x = F.embedding(tokens[:, 0], model.model.embed_tokens.weight)
+        if config.embedding_multiplier != 1.0:
+            x = x * config.embedding_multiplier
+        x = x.to(model.compute_dtype)
+        at = rows.positions[:, 0]
+        rotary = self._cos[at], self._sin[at]
+        for number, layer in enumerate(self._layers):
+            x = layer(x, rotary, rows, number)
+        x = _norm(x, model.model.norm)
+        weight = model.head_weight
+        # MKL's product of few rows is twice as fast this way round, if weights lie by rows.
+        turned = len(x) > 1 and not self._by_columns
+        logits = (weight @ x.t()).t() if turned else x @ weight.t()
+        logits = logits[:, : config.vocab_size].float()
+        return logits if config.logits_scaling == 1.0 else logits / config.logits_scaling
+
+
+class _Layer:
+    """A block's weights, joined, and what it does to (R, H)."""
+
+    def __init__(self, block: Block, model: Decoder) -> None:
+        config, attention, mlp = model.config, block.self_attn, block.mlp
+        self.block = block
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim, self.scale = config.head_dim, attention.scale
+        self.eps, self.share = config.rms_norm_eps, block.residual_multiplier
+        self.qkv, self.qkv_bias = _joined(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.gate_up, self.gate_up_bias = _joined(mlp.gate_proj, mlp.up_proj)
+        self.head_norms = _head_norms(attention, self.heads, self.kv_heads)
+
+    def __call__(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], rows: CacheRows, layer: int
+    ) -> Tensor:
+        block = self.block
+        mixed = self._attention(_norm(x, block.input_layernorm), rotary, rows, layer)
+        x = self._plus(x, mixed, block.self_attn.o_proj)
+        gate_up = _product(
+            _norm(x, block.post_attention_layernorm), self.gate_up, self.gate_up_bias
+        )
+        gate, up = gate_up.chunk(2, dim=-1)
+        return self._plus(x, F.silu(gate).mul_(up), block.mlp.down_proj)
+
+    def _attention(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], rows: CacheRows, layer: int
+    ) -> Tensor:
+        qkv = _product(x, self.qkv, self.qkv_bias).view(len(x), -1, self.head_dim)
+        turning, value = qkv[:, : -self.kv_heads], qkv[:, -self.kv_heads :]
+        wide = turning.float()
+        if self.head_norms is not None:
+            wide = _normed(wide, self.eps).to(x.dtype).mul(self.head_norms).float()
+        cos, sin = rotary
+        # Halves change places, and the sines have their signs: `rotate` of a whole table.
+        turned = torch.addcmul(wide * cos, wide.roll(self.head_dim // 2, -1), sin).to(x.dtype)
+        query, key = turned[:, : self.heads], turned[:, self.heads :]
+        keys, values = rows.append(layer, key[:, :, None], value[:, :, None])
+        # Heads that share keys are as good as several queries of one head.
+        grouped = query.reshape(len(x), self.kv_heads, -1, self.head_dim)
+        mixed = F.scaled_dot_product_attention(
+            grouped, keys, values, attn_mask=rows.mask, scale=self.scale
+        )
+        return mixed.reshape(len(x), -1)
+
+    def _plus(self, x: Tensor, change: Tensor, layer: Linear) -> Tensor:
+        """x + residual multiplier · (change · weightᵀ + bias)."""
+        if layer.bias is not None:
+            x = torch.add(x, layer.bias, alpha=self.share)
+        return torch.addmm(x, change, layer.weight.t(), alpha=self.share)
+
+
+def _joined(*layers: Linear) -> tuple[Tensor, Tensor | None]:
+    """The weights of layers side by side, (in, all their outs) by rows, and their biases; the
+    layers' own weights become views of it."""
+    joined = torch.cat([layer.weight.data for layer in layers]).t().contiguous()
+    start = 0
+    for layer in layers:
+        layer.weight.data = joined[:, start : start + layer.out_features].t()
+        start += layer.out_features
+    biases = [layer.bias.data for layer in layers if layer.bias is not None]
+    return joined, torch.cat(biases) if biases else None
+
+
+def _head_norms(attention: Attention, heads: int, kv_heads: int) -> Tensor | None:
+    """The weights of query and key norms, a head a row, where there are such norms."""
+    if attention.q_norm is None or attention.k_norm is None:
+        return None
+    query, key = attention.q_norm.weight.data, attention.k_norm.weight.data
+    return torch.cat((query.expand(heads, -1), key.expand(kv_heads, -1)))
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)
+
+
+def _norm(x: Tensor, norm: nn.Module) -> Tensor:
+    assert isinstance(norm, RMSNorm)
+    return _normed(x.float(), norm.eps).to(x.dtype) * norm.weight
+
+
+def _normed(x: Tensor, eps: float) -> Tensor:
+    """x / rms(x), by the length of x: fewer operations than by a mean of squares."""
+    size = x.shape[-1]
+    length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x * length.square_().div_(size).add_(eps).rsqrt_()

@@ -1,0 +1,1 @@
+"""Talking with a model in a terminal, or through a pipe."""
