@@ -1,7 +1,8 @@
 """What tuning a real model brings, and what LoRA saves and costs against tuning every parameter.
 
     python benchmarks/tuning_quality.py [--model DIR] [--examples N] [--epochs 2] [--seeds 3]
-        [--answers 20] [--pairs 200] [--skip-align] [--trl] [--folder DIR] [--tiny] [--record]
+        [--full-seeds 3] [--answers 20] [--pairs 200] [--skip-align] [--trl] [--folder DIR]
+        [--tiny] [--record]
 
 SmolLM2 tuned on Alpaca's demo with `llamita.tune`, as LoRA of rank 16 and with all parameters, for
 several seeds; the last step counts, as nothing is held out of a run that would choose another. The
@@ -181,8 +182,11 @@ class Study:
     def answer(self, name: str, directory: Path) -> None:
         if not self.questions:
             return
-        self.endings[name] = endings(directory, self.questions, self.arguments.max_tokens)
-        share = self.endings[name]
+        found = self.once(
+            f"{name}-endings",
+            lambda: asdict(endings(directory, self.questions, self.arguments.max_tokens)),
+        )
+        share = self.endings[name] = Endings(**found)
         say(f"  {share.ended} of {share.answers} answers ended by themselves")
 
     def tune(self, learn: str, seed: int) -> None:
@@ -343,6 +347,7 @@ def parse(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--held-out", type=int, default=60, help="chats that score")
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--full-seeds", type=int, default=3, help="of them with all parameters too")
     parser.add_argument("--answers", type=int, default=20, help="greedy answers of each; 0: none")
     parser.add_argument("--max-tokens", type=int, default=256, help="of an answer")
     parser.add_argument("--pairs", type=int, default=200, help="pairs to learn from")
@@ -367,8 +372,11 @@ def main() -> None:
         study = Study(arguments, folder)
         study.score_base()
         for seed in study.seeds:
-            for learn in ("lora", "all", *(["trl"] if arguments.trl else [])):
-                study.tune(learn, seed)
+            study.tune("lora", seed)
+            if seed < FIRST_SEED + min(arguments.full_seeds, arguments.seeds):
+                study.tune("all", seed)
+            if arguments.trl:
+                study.tune("trl", seed)
         if not arguments.skip_align:
             study.align()
         rows = study.rows()
@@ -379,7 +387,11 @@ def main() -> None:
                 name: {k: v.as_json() if hasattr(v, "as_json") else v for k, v in row.items()}
                 for name, row in rows.items()
             }
-            settings = {k: str(v) for k, v in vars(arguments).items() if k not in ("job", "record")}
+            settings = {
+                key: value.name if isinstance(value, Path) else value
+                for key, value in vars(arguments).items()
+                if key not in ("job", "record", "folder")
+            }
             found = {"settings": settings, "rows": plain, "runs": study.runs, "align": study.pairs}
             record("tuning_quality", found)
 

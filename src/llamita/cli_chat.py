@@ -20,7 +20,7 @@ def chat(
     system: Annotated[str | None, typer.Option(help="The system message.")] = None,
     engine: Annotated[str, typer.Option(help="auto, torch or llama.cpp.")] = "auto",
     quantize: Annotated[
-        str | None, typer.Option(help="A type to keep the weights in, e.g. q8_0.")
+        str | None, typer.Option(help="Of llama.cpp: q8_0, q4_k_m, f16, … [default: q8_0]")
     ] = None,
     template: Annotated[
         str | None,
@@ -43,7 +43,7 @@ def chat(
         list[str] | None, typer.Option("--stop", help="A text that ends an answer. Repeatable.")
     ] = None,
     context: Annotated[
-        int | None, typer.Option(help="Tokens of conversation and answer. [default: the model's]")
+        int | None, typer.Option(help="Tokens of conversation and answer together.")
     ] = None,
     device: Annotated[str, typer.Option(help="Of torch: auto, cpu, cuda or mps.")] = "auto",
     dtype: Annotated[str, typer.Option(help="Of torch: auto, float32 or bfloat16.")] = "auto",

@@ -24,11 +24,11 @@ def serve(
     port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8000,
     engine: Annotated[str, typer.Option(help="auto, torch or llama.cpp.")] = "auto",
     quantize: Annotated[
-        str | None, typer.Option(help="Keep the weights in q8_0, q4_k, nf4, … [default: engine's]")
+        str | None, typer.Option(help="Of llama.cpp: q8_0, q4_k_m, f16, … [default: q8_0]")
     ] = None,
     slots: Annotated[int, typer.Option(help="Answers written at a time.", min=1)] = 4,
     context: Annotated[
-        int | None, typer.Option(help="Tokens of prompt and answer. [default: the model's]", min=1)
+        int | None, typer.Option(help="Tokens that each answer and its prompt may have.", min=1)
     ] = None,
     max_waiting: Annotated[
         int, typer.Option(help="Answers that may wait for a slot; beyond it, 429.", min=0)

@@ -68,8 +68,6 @@ def serve(
         )
     keys = read_keys(api_key_file)
     _check_origins(allow_origin)
-    # With it torch, which the first request would wait for.
-    import llamita.inference.sampling  # noqa: F401
     from llamita.inference.engines import open_engine
     from llamita.serving.app import make_app
     from llamita.serving.server import Server, listen
@@ -118,8 +116,7 @@ def read_keys(file: str | Path | None) -> list[str]:
     """Keys of a file and of the environment.
 
     Raises:
-        UserError: a file that is not there, that others may read, or that holds no key; a key
-            that no header can carry.
+        UserError: a file that cannot be read or holds no key; a key that no header can carry.
     """
     keys = [key.strip() for key in os.environ.get(KEYS_VARIABLE, "").split(",")]
     if file is not None:
