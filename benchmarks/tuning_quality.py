@@ -392,7 +392,13 @@ def main() -> None:
                 for key, value in vars(arguments).items()
                 if key not in ("job", "record", "folder")
             }
-            found = {"settings": settings, "rows": plain, "runs": study.runs, "align": study.pairs}
+            runs = {
+                learn: [
+                    {key: value for key, value in run.items() if key != "final"} for run in each
+                ]
+                for learn, each in study.runs.items()
+            }
+            found = {"settings": settings, "rows": plain, "runs": runs, "align": study.pairs}
             record("tuning_quality", found)
 
 
