@@ -83,14 +83,17 @@ class Terminal:
         os.write(self._master, text.encode())
 
     def expect(self, text: str) -> str:
-        """Wait until this is shown, colours and movements left out; all that came up to there."""
+        """Wait until this is shown, colours and movements left out; all that came up to there.
+
+        A line may be broken at any of its spaces: where depends on the length of a path in it.
+        """
+        wanted = re.compile(re.sub(r"(?<=\S)\\ (?=\S)", r"(?: |\\s*\\n\\s*)", re.escape(text)))
         end = time.monotonic() + SECONDS
         while True:
             shown = _SEQUENCES.sub("", self.raw)
-            place = shown.find(text, self._read_to)
-            if place >= 0:
-                before = shown[self._read_to : place]
-                self._read_to = place + len(text)
+            if found := wanted.search(shown, self._read_to):
+                before = shown[self._read_to : found.start()]
+                self._read_to = found.end()
                 return before
             if time.monotonic() > end or not self._more():
                 raise AssertionError(f"never shown: {text!r}; shown: {shown[self._read_to :]!r}")
