@@ -24,11 +24,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llamita.cores import num_threads
 from llamita.data.chat_records import Message
 from llamita.formats.gguf_made import gguf_of
 from llamita.inference.engine import Request, Stream
 from llamita.inference.engines import open_engine
-from llamita.inference.llama_cpp_engine import LlamaCppEngine, completion, usable_cores
+from llamita.inference.llama_cpp_engine import LlamaCppEngine, completion
 from llamita.inference.llama_cpp_server import open_server
 from llamita.inference.sampling import Sampling
 from tuning_common import MODEL, record
@@ -98,7 +99,7 @@ def measure(arguments: argparse.Namespace, quantize: str) -> dict[str, Any]:
     )
     assert isinstance(engine, LlamaCppEngine)
     file = gguf_of(arguments.model, quantize=quantize, say=_aside)
-    server = open_server(str(file), file.name, 1, CONTEXT, usable_cores())
+    server = open_server(str(file), file.name, 1, CONTEXT, num_threads())
     prompts = [
         engine.tokenizer.encode_chat(
             engine.template.render([Message("user", question)], add_generation_prompt=True)
@@ -153,7 +154,7 @@ def main() -> None:
         )
     if arguments.record:
         settings = {"tokens": arguments.tokens, "repeats": arguments.repeats}
-        record("llama_cpp_overhead", {"settings": settings, "threads": usable_cores(), **kinds})
+        record("llama_cpp_overhead", {"settings": settings, "threads": num_threads(), **kinds})
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from llamita.inference.llama_cpp_server import started
+
 
 class LlamaCpp:
     def __init__(self, server: Any) -> None:
@@ -64,7 +66,7 @@ def llama_cpp(path: Path, context: int = 512) -> Iterator[LlamaCpp]:
     float32 = xllamacpp.ggml_type.GGML_TYPE_F32
     params.cache_type_k = params.cache_type_v = float32
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    server = xllamacpp.Server(params)
+    server = started(xllamacpp, params)
     yield LlamaCpp(server)
     del server
 

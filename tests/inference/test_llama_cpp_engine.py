@@ -10,8 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -591,6 +589,8 @@ def test_nothing_listens_and_nothing_is_printed(
 ) -> None:
     psutil = pytest.importorskip("psutil")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    heard: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
     engine = LlamaCppEngine(files["scripted"], tokenizer, template, context=64, threads=1)
     written(engine, asked((70,), max_tokens=2))
     listening = [
@@ -598,31 +598,11 @@ def test_nothing_listens_and_nothing_is_printed(
     ]
     assert listening == []
     assert list(tmp_path.iterdir()) == []  # neither the socket nor the directory it was made in
-    with pytest.raises(KeyboardInterrupt):  # Ctrl-C is still Python's
-        signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+    assert heard == [signal.SIGINT]  # Ctrl-C is still Python's
     engine.close()
     assert capfd.readouterr() == ("", "")
-
-
-def test_without_the_key_llama_cpps_server_does_nothing(files: dict[str, Path]) -> None:
-    """As if the socket could be reached: the same settings on a port."""
-    params = _params(xllamacpp, str(files["scripted"]), 1, 64, 1)
-    params.hostnames, params.port = ["127.0.0.1"], 0
-    server = xllamacpp.Server(params)
-    paths = (
-        "completion completions v1/completions chat/completions v1/chat/completions v1/responses "
-        "v1/messages infill embedding embeddings v1/embeddings rerank tokenize detokenize "
-        "apply-template lora-adapters props slots/0?action=erase"
-    )
-    found = {}
-    for path in paths.split():
-        asking = urllib.request.Request(
-            f"{server.listening_address}/{path}", b'{"prompt": "a", "n_predict": 1}'
-        )
-        with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(asking, timeout=20)
-        found[path] = refused.value.code
-    assert set(found.values()) == {401}, found
 
 
 def test_a_file_that_is_cut_says_so(

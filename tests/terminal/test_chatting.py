@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import re
 import sys
-import types
 from typing import Any
 
 import pytest
 
 import llamita
 from llamita.errors import UserError
+from llamita.inference import engines
 from llamita.terminal.chatting import chat
 from tests.data.chats import MARKERS, byte_level
 from tests.terminal.scripted import ScriptedEngine
@@ -25,9 +25,7 @@ class Pipe:
         self.engine: ScriptedEngine | None = None
         self.asked: dict[str, Any] = {}
         self._monkeypatch = monkeypatch
-        engines = types.ModuleType("llamita.inference.engines")
-        engines.open_engine = self._open  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "llamita.inference.engines", engines)
+        monkeypatch.setattr(engines, "open_engine", self._open)
 
     def _open(self, model: str, **asked: Any) -> ScriptedEngine:
         self.asked = {"model": model, **asked}
@@ -97,6 +95,9 @@ def test_settings_reach_the_engine(pipe: Pipe) -> None:
         (b"word " * 3000, {"context": 100}, r"comes to [\d,]+ tokens .* context holds 100"),
         (b"hi", {"top_p": 2}, "top_p 2"),
         (b"hi", {"max_tokens": 0}, "max_tokens 0"),
+        # Before the question is read, which somebody may have to type.
+        (b"", {"engine": "torhc"}, r"engine 'torhc'.*Did you mean 'torch'"),
+        (b"", {"dtype": "fp32"}, "dtype 'fp32'"),
     ],
 )
 def test_mistakes(

@@ -8,12 +8,12 @@ import re
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
 from llamita.terminal import showing
-from llamita.terminal.markdown import block_starts, harmless
+from llamita.terminal.markdown import harmless, last_block
 from llamita.terminal.showing import MarkdownView, PlainView, view_of
 from tests.terminal.screen import Screen
 
@@ -130,6 +130,8 @@ def test_a_window_that_is_resized_is_not_torn(resized: list[int]) -> None:
 
 
 @settings(max_examples=40, deadline=None)
+@example(["1. 1\n", "-", "1"])  # a list of its own, until it is none
+@example(["1\n\n", ">", "\n1"])  # an empty quote shows nothing, and the empty line before it stays
 @given(
     st.lists(
         st.text(alphabet="ab *_`#->1.|\\[]()~:=!&;<\t漢\n", max_size=6)
@@ -204,7 +206,7 @@ def test_harmless_keeps_all_that_is_text() -> None:
     ],
 )
 def test_the_last_block(text: str, last: str) -> None:
-    assert text[max(block_starts(text), default=0) :] == last
+    assert text[last_block(text) :] == last
 
 
 def test_a_dumb_terminal_gets_text_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,15 +53,13 @@ class Terminal:
         self._master, slave = pty.openpty()
         termios.tcsetwinsize(slave, (24, 140))
         self.process = subprocess.Popen(
-            command,
+            [sys.executable, str(ROOT / "tests/terminal/on_its_terminal.py"), *command],
             stdin=slave,
             stdout=slave,
             stderr=slave,
             env=environment,
             cwd=ROOT,
             start_new_session=True,
-            # So that Ctrl-C there is this program's.
-            preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),
         )
         os.close(slave)
 

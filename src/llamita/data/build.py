@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import llamita
+from llamita.cores import usable_cores
 from llamita.data.atomic import exclusive, fresh_directory, publish, sync_files
 from llamita.data.blocks import ParseSettings, compile_where
 from llamita.data.dataset_sources import SourceDataset
@@ -381,9 +381,7 @@ def _num_workers(wanted: int | None, sources: SourceList) -> int:
     streamed = any(isinstance(file, SourceDataset) and file.streaming for file in sources.files)
     if size <= _SMALL_BYTES and not streamed:
         return 0
-    # macOS has no affinity
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    cores = usable_cores()
     return cores if streamed else min(cores, math.ceil(size / _SMALL_BYTES))
 
 

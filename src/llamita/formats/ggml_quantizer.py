@@ -7,7 +7,6 @@ by searching, are written by ggml alone.
 from __future__ import annotations
 
 import ctypes
-import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llamita.cores import num_threads
 from llamita.errors import UserError
 
 _PIECE = 1 << 20  # values a call; a call holds no lock of Python's, so that pieces run side by side
@@ -45,7 +45,7 @@ def quantize_with_ggml(values: NDArray[np.float32], kind: str) -> NDArray[np.uin
             number, piece.ctypes.data, found[first:].ctypes.data, 0, len(piece), columns, None
         )
 
-    with ThreadPoolExecutor(max_workers=_num_threads()) as pool:
+    with ThreadPoolExecutor(max_workers=num_threads()) as pool:
         list(pool.map(quantize, range(0, rows, step)))
     return found
 
@@ -96,8 +96,3 @@ def _library() -> Any:
     row_size.argtypes, row_size.restype = [ctypes.c_int, whole], ctypes.c_size_t
     needs.argtypes, needs.restype = [ctypes.c_int], ctypes.c_bool
     return library
-
-
-def _num_threads() -> int:
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return int(asked) if asked.isdecimal() and int(asked) > 0 else os.cpu_count() or 1

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llamita.cores import num_threads
 from llamita.data.chat_template import ChatTemplate, chat_template, end_of_turn_ids
 from llamita.data.tokenizer import Tokenizer, load_tokenizer
 from llamita.errors import UserError, did_you_mean
@@ -85,7 +86,9 @@ def open_engine(
         UserError: no such model, an engine that cannot run it, or settings that belong to the other
             engine.
     """
-    _check(engine, slots, dtype)
+    check_names(engine, dtype)
+    if slots < 1:
+        raise UserError(f"slots {slots}: give 1 or more")
     directory = locate(model)
     config = read_config(directory)
     longest = config.max_position_embeddings
@@ -120,14 +123,17 @@ def end_ids(config: ModelConfig, tokenizer: Tokenizer, template: ChatTemplate) -
     return frozenset({*config.eos_token_ids, *end_of_turn_ids(tokenizer, template)})
 
 
-def _check(engine: str, slots: int, dtype: str) -> None:
+def check_names(engine: str, dtype: str) -> None:
+    """Refuse what no MODEL has; `open_engine` does so too.
+
+    Raises:
+        UserError: an engine or a dtype that does not exist.
+    """
     for name, value, known in (("engine", engine, ENGINES), ("dtype", dtype, DTYPES)):
         if value not in known:
             raise UserError(
                 f"{name} {value!r}: there is {', '.join(known)}.{did_you_mean(value, known)}"
             )
-    if slots < 1:
-        raise UserError(f"slots {slots}: give 1 or more")
 
 
 def _why_torch(asked: _Asked) -> str | None:
@@ -180,11 +186,11 @@ def _llama_cpp(asked: _Asked, why: str) -> Engine:
 
 
 def _open_llama_cpp(asked: _Asked, gguf: Path, kind: str, why: str) -> Engine:
-    from llamita.inference.llama_cpp_engine import LlamaCppEngine, usable_cores
+    from llamita.inference.llama_cpp_engine import LlamaCppEngine
 
     longest = asked.config.max_position_embeddings
     context = asked.context or min(longest, _MOST_CONTEXT)
-    threads = usable_cores()
+    threads = num_threads()
     of_all = "" if context == longest else f" of {longest:,}"
     return LlamaCppEngine(
         gguf,

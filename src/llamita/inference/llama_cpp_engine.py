@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from llamita.cores import num_threads
 from llamita.data.chat_template import ChatTemplate, end_of_turn_ids
 from llamita.data.tokenizer import Tokenizer
 from llamita.errors import UserError
@@ -55,7 +55,7 @@ class LlamaCppEngine:
         slots: requests that are worked on at a time.
         context: tokens of prompt and answer that each may have; by default what the file says that
             the model was trained for.
-        threads: by default as many as there are cores for this process.
+        threads: by default OMP_NUM_THREADS, or as many as there are cores for this process.
         about: what it is and why, for people.
         end_ids: where answers end; by default at the template's end of a turn and the tokenizer's
             end of text.
@@ -87,7 +87,7 @@ class LlamaCppEngine:
         self.slots = slots
         self._vocabulary = read_vocabulary(gguf)
         self.context = context or self._vocabulary.context
-        threads = threads or usable_cores()
+        threads = threads or num_threads()
         self.about = about or f"llama.cpp, {gguf.name}"
         with giving_ids(gguf, self._vocabulary) as path:
             server = open_server(path, gguf.name, slots, self.context, threads)
@@ -132,12 +132,6 @@ class LlamaCppEngine:
 def _close(turns: Turns, server: list[xllamacpp.Server]) -> None:
     turns.close()
     server.clear()
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    affinity = getattr(os, "sched_getaffinity", None)  # macOS has none
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def completion(request: Request, context: int) -> dict[str, Any]:

@@ -67,12 +67,27 @@ def open_server(path: str, name: str, slots: int, context: int, threads: int) ->
         params = _params(module, path, slots, context, threads)
         params.hostnames = [str(socket)]
         try:
-            return module.Server(params)
+            return started(module, params)
         except RuntimeError:
             socket.unlink(missing_ok=True)
             params.verbosity = _ERRORS
             said = _errors(module, params)
         raise UserError(f"llama.cpp cannot load {name} with {slots} × {context:,} tokens: {said}")
+
+
+def started(module: Any, params: Any) -> xllamacpp.Server:
+    """A server whose loop runs.
+
+    One that is ended earlier waits for ever, and all of Python with it: the loop's start takes back
+    what was said to end it. What it answers shows that it has started.
+
+    Raises:
+        RuntimeError: it cannot load the file.
+    """
+    params.endpoint_metrics = True
+    server = module.Server(params)
+    server.handle_metrics()
+    return server
 
 
 def _params(module: Any, path: str, slots: int, context: int, threads: int) -> Any:
@@ -94,7 +109,7 @@ def _params(module: Any, path: str, slots: int, context: int, threads: int) -> A
     params.chat_template = "chatml"
     params.api_keys = [secrets.token_hex(32)]
     params.n_threads_http = 1
-    params.ui = params.endpoint_slots = params.endpoint_props = params.endpoint_metrics = False
+    params.ui = params.endpoint_slots = params.endpoint_props = False
     return params
 
 
@@ -108,7 +123,7 @@ def _errors(module: Any, params: Any) -> str:
         with tempfile.TemporaryFile() as said:
             os.dup2(said.fileno(), 2)
             try:
-                module.Server(params)
+                started(module, params)
             except RuntimeError:
                 # A thread of llama.cpp's writes it, somewhat later.
                 patience = time.monotonic() + _PATIENCE

@@ -62,7 +62,7 @@ def chat(
             message, nothing on standard input.
     """
     from llamita.inference.conversation import Conversation
-    from llamita.inference.engines import open_engine
+    from llamita.inference.engines import check_names, open_engine
     from llamita.inference.sampling import Sampling
 
     sampling = Sampling(
@@ -78,6 +78,7 @@ def chat(
     talking = sys.stdin.isatty() and sys.stdout.isatty()
     if lines and talking:
         raise UserError("--lines is of questions that are piped in; here is a terminal")
+    check_names(engine, dtype)
     # Read first: a mistake in the pipe should not cost the loading of a model.
     questions = [] if talking else _questions(lines)
     opened = open_engine(

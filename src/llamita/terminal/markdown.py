@@ -6,6 +6,7 @@ links with their address, and a line's end stays one. What would steer a termina
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
@@ -25,6 +26,11 @@ _STEERING = {
 }
 # The terminal's own colours, so that code can be read on light and on dark ones.
 _THEME = "ansi_dark"
+# Of text, a heading, a list or a quote, with as much as it takes for it to stay one.
+_SURELY_A_START = re.compile(r"[^\W\d_]|#{1,6} +[^\W_]|[-*+] +[^\W\d_]|\d{1,9}[.)] +[^\W\d_]|>")
+# Kinds of blocks that show what is in them and nothing else.
+_FRAMES = ("blockquote", "heading", "paragraph", "bullet_list", "ordered_list", "list_item")
+_SHOW_NOTHING = {"inline", *(f"{kind}_{side}" for kind in _FRAMES for side in ("open", "close"))}
 
 
 def harmless(text: str) -> str:
@@ -34,19 +40,30 @@ def harmless(text: str) -> str:
 
 
 def block_starts(text: str) -> list[int]:
-    """Where the blocks of `text` begin. What stands before the last of them does not change any
-    more, whatever may follow."""
-    starts = {
-        token.map[0]
-        for token in _blocks().parse(text)
-        if token.level == 0 and token.nesting >= 0 and token.map
-    }
+    """Where the blocks of `text` begin. One that shows nothing, such as an empty quote, is the
+    beginning of the next."""
+    starts, shows = set[int](), True
+    for token in _blocks().parse(text):
+        if token.level == 0 and token.nesting >= 0 and token.map:
+            if shows:
+                starts.add(token.map[0])
+            shows = False
+        shows = shows or bool(token.content) or token.type not in _SHOW_NOTHING
     places, place = [], 0
     for number, line in enumerate(text.split("\n")):
         if number in starts:
             places.append(place)
         place += len(line) + 1
     return places
+
+
+def last_block(text: str) -> int:
+    """Where the last block of a growing text begins. What stands before it does not change any
+    more, whatever may follow: a line that is not whole begins one only where that is sure, since
+    "-" is a list and "-1" belongs to what stands before."""
+    line = text.rfind("\n") + 1
+    starts = block_starts(text)
+    return max((at for at in starts if at < line or _SURELY_A_START.match(text, at)), default=0)
 
 
 def blank_line_before(text: str, place: int) -> bool:

@@ -6,7 +6,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Protocol, TextIO
 
-from llamita.terminal.markdown import blank_line_before, block_starts, harmless, rendered
+from llamita.terminal.markdown import blank_line_before, harmless, last_block, rendered
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -87,7 +87,7 @@ class MarkdownView:
         if now - self._drawn_at < _SECONDS_BETWEEN_FRAMES:
             return
         self._drawn_at = now
-        place = max(block_starts(self._text), default=0)
+        place = last_block(self._text)
         if place:
             before = self._lines(self._text[:place])
             self._region.keep(before)
