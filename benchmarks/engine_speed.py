@@ -3,8 +3,9 @@
     python benchmarks/engine_speed.py --record
 
 Both sides have the same weights, prompts, numbers of new tokens (no text ends by itself) and
-threads; they take turns in one process, and the best turn of each counts. The trace has the
-lengths of prompts and answers of ../shared/data/instruct/dpo_en_demo.json (300 pairs, from
+threads; each has a process of its own, they take turns, and the best turn of each counts. (In one
+process the helper threads of both, more than there are cores, would slow each other.) The trace
+has the lengths of prompts and answers of ../shared/data/instruct/dpo_en_demo.json (300 pairs, from
 LLaMA-Factory's demonstration data), in the file's order: Transformers gets it in padded batches
 of sixteen, each running until its longest answer ends, the engine gets all requests at once.
 Tokens a second count the new tokens that were asked for. What one stream reads, all weights once
@@ -16,23 +17,29 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from llamita.data.chat_template import chat_template
 from llamita.data.tokenizer import load_tokenizer
 from llamita.inference.engine import Request, Stream
+from llamita.inference.engines import open_engine
 from llamita.inference.sampling import Sampling
 from llamita.inference.torch_engine import TorchEngine
-from llamita.model.huggingface import load_model
+from llamita.model.records import read_config
 from tuning_common import INSTRUCT, MODEL, record, there
 
 BARS = {"one": 1.4, "sixteen": 2.0, "trace": 4.0}
 SLOTS = 16
 Load = list[tuple[tuple[int, ...], int]]  # prompts, and new tokens of each
+Found = dict[str, Any]
+Runner = tuple[Callable[[Load], Found], Found]
 
 
 def loads(arguments: argparse.Namespace, tokenizer: Any) -> dict[str, Load]:
@@ -56,10 +63,10 @@ def loads(arguments: argparse.Namespace, tokenizer: Any) -> dict[str, Load]:
     }
 
 
-def peer(model: Any) -> Callable[[Load], dict[str, float]]:
+def peer(model: Any) -> Callable[[Load], Found]:
     """Transformers' generate, sixteen at a time, padded on the left."""
 
-    def run(load: Load) -> dict[str, float]:
+    def run(load: Load) -> Found:
         began = time.perf_counter()
         for start in range(0, len(load), SLOTS):
             batch = load[start : start + SLOTS]
@@ -84,8 +91,8 @@ def peer(model: Any) -> Callable[[Load], dict[str, float]]:
     return run
 
 
-def ours(engine: TorchEngine) -> Callable[[Load], dict[str, float]]:
-    def run(load: Load) -> dict[str, float]:
+def ours(engine: TorchEngine) -> Callable[[Load], Found]:
+    def run(load: Load) -> Found:
         engine.forget()
         began = time.perf_counter()
         streams = [
@@ -117,56 +124,116 @@ def reading_rate() -> float:
     return much.nbytes / best
 
 
-def opened(arguments: argparse.Namespace, dtype: torch.dtype, *, slots: int) -> TorchEngine:
-    decoder, tokenizer = load_model(arguments.model), load_tokenizer(arguments.model)
-    decoder.compute_dtype = dtype
-    context = min(decoder.config.max_position_embeddings, 2 * arguments.longest + 2)
-    template = chat_template(tokenizer)
-    return TorchEngine(decoder, tokenizer, template, slots=slots, context=context)
+def open_ours(arguments: argparse.Namespace, dtype: str, slots: int) -> Runner:
+    config = read_config(arguments.model)
+    engine = open_engine(
+        arguments.model,
+        engine="torch",
+        dtype=dtype,
+        slots=slots,
+        context=min(config.max_position_embeddings, 2 * arguments.longest + 2),
+    )
+    assert isinstance(engine, TorchEngine)
+    about = {"about": engine.about, "weight_bytes": engine.weight_bytes}
+    return ours(engine), about
 
 
-def measure(dtype: str, arguments: argparse.Namespace) -> dict[str, Any]:
+def open_theirs(arguments: argparse.Namespace, dtype: str, slots: int) -> Runner:
     from transformers import AutoModelForCausalLM
 
-    tokenizer = load_tokenizer(arguments.model)
     kind = getattr(torch, dtype)
-    theirs = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=kind).eval()
-    found: dict[str, Any] = {}
-    wanted = arguments.only.split(",")
-    for name, load in loads(arguments, tokenizer).items():
-        if name not in wanted:
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=kind).eval()
+    return peer(model), {}
+
+
+CONTENDERS = {"llamita": open_ours, "Transformers": open_theirs}
+
+
+def contender(
+    who: str, arguments: argparse.Namespace, dtype: str, slots: int, pipe: Connection
+) -> None:
+    """In a process of its own: says what it is, then answers each load with its times."""
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    with torch.inference_mode():
+        run, about = CONTENDERS[who](arguments, dtype, slots)
+        pipe.send(about)
+        while load := pipe.recv():
+            pipe.send(run(load))
+
+
+@contextmanager
+def contenders(
+    arguments: argparse.Namespace, dtype: str, slots: int
+) -> Iterator[tuple[dict[str, Callable[[Load], Found]], Found]]:
+    """What runs a load, of each; and what ours says of itself."""
+    context = get_context("spawn")
+    pipes, running, about = {}, [], {}
+    for who in CONTENDERS:
+        pipes[who], theirs = context.Pipe()
+        running.append(
+            context.Process(
+                target=contender, args=(who, arguments, dtype, slots, theirs), daemon=True
+            )
+        )
+        running[-1].start()
+        about |= pipes[who].recv()
+
+    def turn(pipe: Connection, load: Load) -> Found:
+        pipe.send(load)
+        return dict(pipe.recv())
+
+    yield {who: partial(turn, pipe) for who, pipe in pipes.items()}, about
+    for pipe, process in zip(pipes.values(), running, strict=True):
+        pipe.send(None)
+        process.join()
+
+
+def measure(dtype: str, arguments: argparse.Namespace) -> Found:
+    found: Found = {}
+    for name, load in loads(arguments, load_tokenizer(arguments.model)).items():
+        if name not in arguments.only.split(","):
             continue
         if dtype == "bfloat16" and name != "one" and not arguments.slow:
             continue
-        engine = opened(arguments, kind, slots=min(SLOTS, len(load)))
-        contenders = {"llamita": ours(engine), "Transformers": peer(theirs)}
-        new = sum(count for _, count in load)
-        best = {who: {"seconds": float("inf"), "decode": float("inf")} for who in contenders}
-        for run in contenders.values():
-            run([(prompt, 2) for prompt, _ in load[:SLOTS]])  # compile, allocate, load code
-        for _ in range(arguments.repeat):
-            for who, run in contenders.items():
-                for key, value in run(load).items():
-                    best[who][key] = min(best[who][key], value)
-        rates = {who: new / each["seconds"] for who, each in best.items()}
-        ratio = rates["llamita"] / rates["Transformers"]
-        found[name] = {
-            "about": engine.about,
-            "requests": len(load),
-            "new_tokens": new,
-            "tokens_per_second": rates,
-            "ratio": ratio,
-            "bar": BARS[name],
-        }
-        line = ", ".join(f"{who} {rate:.1f} tokens/s" for who, rate in rates.items())
-        verdict = "met" if ratio >= BARS[name] else "missed"
-        print(f"{dtype}, {name}: {line}: {ratio:.2f}× (bar {BARS[name]:g}: {verdict})", flush=True)
-        if name == "one":
-            bytes_read = engine.weight_bytes
-            share = bytes_read / best["llamita"]["decode"] / reading_rate()
-            found[name]["share_of_reading_rate"] = share
-            print(f"  {bytes_read / 1e6:.0f} MB a token: {share:.0%} of the rate of reading")
-        engine.close()
+        with contenders(arguments, dtype, min(SLOTS, len(load))) as (running, about):
+            found[name] = compared(dtype, name, load, running, about, arguments.repeat)
+    return found
+
+
+def compared(
+    dtype: str,
+    name: str,
+    load: Load,
+    running: dict[str, Callable[[Load], Found]],
+    about: Found,
+    repeat: int,
+) -> Found:
+    new = sum(count for _, count in load)
+    best = {who: {"seconds": float("inf"), "decode": float("inf")} for who in running}
+    for run in running.values():
+        run([(prompt, 2) for prompt, _ in load[:SLOTS]])  # compile, allocate, load code
+    for _ in range(repeat):
+        for who, run in running.items():
+            for key, value in run(load).items():
+                best[who][key] = min(best[who][key], value)
+    rates = {who: new / each["seconds"] for who, each in best.items()}
+    ratio = rates["llamita"] / rates["Transformers"]
+    line = ", ".join(f"{who} {rate:.1f} tokens/s" for who, rate in rates.items())
+    verdict = "met" if ratio >= BARS[name] else "missed"
+    print(f"{dtype}, {name}: {line}: {ratio:.2f}× (bar {BARS[name]:g}: {verdict})", flush=True)
+    found = {
+        "about": about["about"],
+        "requests": len(load),
+        "new_tokens": new,
+        "tokens_per_second": rates,
+        "ratio": ratio,
+        "bar": BARS[name],
+    }
+    if name == "one":
+        share = about["weight_bytes"] / best["llamita"]["decode"] / reading_rate()
+        found["share_of_reading_rate"] = share
+        print(f"  {about['weight_bytes'] / 1e6:.0f} MB a token: {share:.0%} of the rate of reading")
     return found
 
 
@@ -195,10 +262,7 @@ def main() -> None:
     arguments = parse()
     if not there(arguments.model, arguments.data):
         return
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    with torch.inference_mode():
-        results = {dtype: measure(dtype, arguments) for dtype in arguments.dtypes.split(",")}
+    results = {dtype: measure(dtype, arguments) for dtype in arguments.dtypes.split(",")}
     if arguments.record:
         settings = {
             key: str(value) if isinstance(value, Path) else value

@@ -26,6 +26,8 @@ from llamita.training.preference_scoring import Interval, PreferenceScore, wilso
 from llamita.training.preference_scoring import compare as compare_tables
 from llamita.training.reference import AnswerTable, answer_table
 
+GREEDY = Sampling(temperature=0.0)
+
 Values = NDArray[np.float64]
 
 
@@ -152,7 +154,7 @@ def compare_pairs(policy: AnswerTable, reference: AnswerTable) -> PreferenceScor
 
 @dataclass(frozen=True)
 class Endings:
-    """Of greedy answers, how many ended by themselves within the most tokens."""
+    """Of some answers, how many ended by themselves within the most tokens."""
 
     ended: int
     answers: int
@@ -163,9 +165,14 @@ class Endings:
         return wilson_interval(self.ended, self.answers)
 
 
-def endings(directory: Path, questions: Sequence[str], max_tokens: int) -> Endings:
-    """Answer each question greedily, as `llamita chat` would on a machine without a GPU: by
-    llama.cpp in Q8_0, several times as fast as in the type that was learnt in."""
+def endings(
+    directory: Path,
+    questions: Sequence[str],
+    max_tokens: int,
+    sampling: Sampling = GREEDY,
+) -> Endings:
+    """Answer each question, greedily unless told otherwise, as `llamita chat` would on a machine
+    without a GPU: by llama.cpp in Q8_0, several times as fast as in the type that was learnt in."""
     from llamita.data.chat_records import Message
     from llamita.inference.conversation import prompt_of
     from llamita.inference.engine import Request, Stream
@@ -179,7 +186,7 @@ def endings(directory: Path, questions: Sequence[str], max_tokens: int) -> Endin
                 engine,
                 Request(
                     prompt_of(engine, [Message("user", question)]),
-                    Sampling(temperature=0.0),
+                    sampling,
                     max_tokens=max_tokens,
                     stop_ids=engine.end_ids,
                 ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,11 +17,11 @@ from llamita.data.chat_template import chat_template
 from llamita.data.tokenizer import Tokenizer
 from llamita.errors import UserError
 from llamita.formats.exporting import export_model
-from llamita.inference import engines
+from llamita.inference import engines, torch_engine
 from llamita.inference.engine import Engine, Request, Stream
 from llamita.inference.engines import end_ids, open_engine
 from llamita.inference.sampling import Sampling
-from llamita.model.huggingface import save_model
+from llamita.model.huggingface import load_model, save_model
 from tests.data.chats import MARKERS, byte_level
 from tests.inference.written_models import random_decoder
 
@@ -80,6 +81,22 @@ def test_without_a_gpu_it_is_llama_cpp(model: Path) -> None:
     assert any("is written once as GGUF" in line for line in told)
 
 
+def test_torch_leaves_no_helper_threads_with_the_caller(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaders: list[threading.Thread] = []
+
+    def noted(*given: object, **named: object) -> object:
+        loaders.append(threading.current_thread())
+        return load_model(*given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("llamita.model.huggingface.load_model", noted)
+    with opened(model, engine="torch"):
+        (loader,) = loaders
+        assert loader is not threading.current_thread()
+        assert not loader.is_alive()
+
+
 def test_both_engines_write_the_same(model: Path) -> None:
     with opened(model, quantize="f32") as one, opened(model, engine="torch") as other:
         assert (one.name, other.name) == ("llama.cpp", "torch")
@@ -107,7 +124,6 @@ def test_a_gguf_file_is_run_as_it_is(model: Path, tmp_path: Path) -> None:
     ("asked", "why"),
     [
         ({"device": "cpu", "dtype": "float32"}, "torch, float32 on cpu: float32 is asked for"),
-        ({"dtype": "bfloat16"}, "torch, bfloat16 on cpu: bfloat16 is asked for"),
         ({"engine": "torch", "context": 64}, "torch, float32 on cpu: as asked"),
     ],
 )
@@ -115,6 +131,21 @@ def test_what_is_torchs_takes_torch(model: Path, asked: dict[str, object], why: 
     with opened(model, **asked) as engine:
         assert (engine.name, engine.about) == ("torch", why)
         assert engine.context == asked.get("context", 8192)
+
+
+@pytest.mark.parametrize(
+    ("units", "kind"),
+    [
+        (True, "bfloat16"),
+        (False, "bfloat16 weights in float32 products (there are no bfloat16 units)"),
+    ],
+)
+def test_what_a_cpu_makes_of_bfloat16_is_said(
+    model: Path, monkeypatch: pytest.MonkeyPatch, units: bool, kind: str
+) -> None:
+    monkeypatch.setattr(torch_engine, "_multiplies_bfloat16", lambda _device: units)
+    with opened(model, dtype="bfloat16") as engine:
+        assert engine.about == f"torch, {kind} on cpu: bfloat16 is asked for"
 
 
 def test_auto_without_xllamacpp_is_torch_and_says_what_to_install(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +30,7 @@ from tests.inference.engine_helpers import (
     pair,
     their_greedy,
 )
+from tests.model.shapes import transformers_model
 
 CONTEXT = 64
 HOT = Sampling(temperature=1.0, top_k=0, top_p=1.0, seed=11)
@@ -375,6 +378,25 @@ def test_closing(tmp_path: Path) -> None:
         engine.submit(ask((5,)), print)
     with pytest.raises(UserError, match="the engine is closed"):
         engine.score([5, 6])
+
+
+def test_python_ends_while_requests_run(tmp_path: Path) -> None:
+    transformers_model("llama-tied").save_pretrained(tmp_path)
+    code = f"""
+import threading
+from llamita.inference.torch_engine import TorchEngine
+from llamita.model.huggingface import load_model
+from tests.inference.engine_helpers import TEMPLATE, TOKENIZER, ask
+engine = TorchEngine(load_model({str(tmp_path)!r}), TOKENIZER, TEMPLATE)
+began = threading.Event()
+for _ in range(500):
+    engine.submit(ask((5, 3), None), lambda event: began.set())
+assert began.wait(60)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_what_is_refused(engine: TorchEngine, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from llamita.inference import decode_step
 from llamita.inference.decode_step import DecodeStep, is_plain
 from llamita.inference.slots import Slots
 from llamita.model.huggingface import load_model
@@ -14,19 +15,22 @@ from llamita.model.quantized import projections
 from tests.model.shapes import SHAPES, transformers_model
 
 # Rows of one slot, of slots that follow each other, and of slots with a hole between them.
-ROWS = ((2,), (0, 1, 2), (3, 0))
+ROWS = ((2,), (0, 1, 2), (3, 0), (0, 1, 2, 3))
 
 
-@pytest.mark.parametrize("by_columns", [False, True])
+@pytest.mark.parametrize("weight_first", [True, False])  # as on a CPU, and as on a GPU
 @pytest.mark.parametrize("shape", SHAPES)
 @torch.no_grad()
-def test_logits_behind_rows_of_any_length(shape: str, by_columns: bool, tmp_path: Path) -> None:
+def test_logits_behind_rows_of_any_length(
+    shape: str, weight_first: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode_step, "_turned", lambda x: weight_first)
     theirs = transformers_model(shape)
     theirs.save_pretrained(tmp_path)
     model = load_model(tmp_path)
     model.requires_grad_(False)
     context = model.config.max_position_embeddings
-    step = DecodeStep(model, context, head_by_columns=by_columns)
+    step = DecodeStep(model, context)
     for way in (step, model):
         slots = Slots(model, 4, context)
         texts = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [14, 15]]
@@ -46,7 +50,7 @@ def test_parameters_become_views_and_stay_what_they_were(tmp_path: Path) -> None
     transformers_model("llama-untied").save_pretrained(tmp_path)
     before, model = load_model(tmp_path), load_model(tmp_path)
     model.requires_grad_(False)
-    DecodeStep(model, 64, head_by_columns=True)
+    DecodeStep(model, 64)
     for name, parameter in before.state_dict().items():
         assert torch.equal(model.state_dict()[name], parameter), name
     storages = {
@@ -70,7 +74,7 @@ def test_bfloat16_is_as_near_as_the_decoder(tmp_path: Path) -> None:
         parameter.data = parameter.data.bfloat16()
     errors = []
     expected = theirs(torch.tensor([[5, 6, 7, 20]])).logits[0, -1]
-    for way in (model, DecodeStep(model, 64, head_by_columns=False)):
+    for way in (model, DecodeStep(model, 64)):
         slots = Slots(model, 1, 64)
         slots.read(model, slots.free[0], [5, 6, 7])
         logits = slots.step(way, slots.free, [20])

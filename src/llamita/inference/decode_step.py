@@ -1,8 +1,8 @@
 """One token more for each of some rows: a decoder's forward pass with as few operations as can be.
 
 At a batch of one a step is as long as reading the weights takes, and with some 1,500 small
-operations as much again. Here weights that meet the same input are one matrix, laid out as the
-product of one row reads them fastest, and residuals are added by the products.
+operations as much again. Here weights that meet the same input are one matrix, products are put
+to the CPU's library the way round in which it is fastest, and residuals are added by them.
 
 Shapes: R rows, H hidden size, D head_dim, I intermediate size.
 """
@@ -33,19 +33,13 @@ class DecodeStep:
     Args:
         model: its parameters in `compute_dtype` and frozen; see `is_plain`.
         context: positions that rows may have.
-        head_by_columns: lay the head out for one row (its product takes half the time then on
-            two cores with MKL) rather than for several (where it would take twice as long).
     """
 
-    def __init__(self, model: Decoder, context: int, *, head_by_columns: bool) -> None:
+    def __init__(self, model: Decoder, context: int) -> None:
         assert is_plain(model), "adapters and quantised weights go through the decoder itself"
         config = model.config
         self._model = model
         self._layers = [_Layer(block, model) for block in model.model.layers]  # type: ignore[arg-type]
-        if head_by_columns:
-            head = model.model.embed_tokens if model.lm_head is None else model.lm_head
-            head.weight.data = head.weight.data.t().contiguous().t()
-        self._by_columns = head_by_columns
         device = model.model.norm.weight.device
         places = torch.arange(context, device=device)
         cos, sin = rotary_tables(config, places, context)
@@ -64,11 +58,7 @@ class DecodeStep:
         for number, layer in enumerate(self._layers):
             x = layer(x, rotary, rows, number)
         x = _norm(x, model.model.norm)
-        weight = model.head_weight
-        # MKL's product of few rows is twice as fast this way round, if weights lie by rows.
-        turned = len(x) > 1 and not self._by_columns
-        logits = (weight @ x.t()).t() if turned else x @ weight.t()
-        logits = logits[:, : config.vocab_size].float()
+        logits = _product(x, model.head_weight)[:, : config.vocab_size].float()
         return logits if config.logits_scaling == 1.0 else logits / config.logits_scaling
 
 
@@ -121,16 +111,20 @@ class _Layer:
         """x + residual multiplier · (change · weightᵀ + bias)."""
         if layer.bias is not None:
             x = torch.add(x, layer.bias, alpha=self.share)
-        return torch.addmm(x, change, layer.weight.t(), alpha=self.share)
+        if not _turned(x):
+            return torch.addmm(x, change, layer.weight.t(), alpha=self.share)
+        rows = len(x)
+        x, change = _paired(x), _paired(change)
+        return _rows(torch.addmm(x.t(), layer.weight, change.t(), alpha=self.share), rows)
 
 
 def _joined(*layers: Linear) -> tuple[Tensor, Tensor | None]:
-    """The weights of layers side by side, (in, all their outs) by rows, and their biases; the
+    """The weights of layers one below the other, (all their outs, in), and their biases; the
     layers' own weights become views of it."""
-    joined = torch.cat([layer.weight.data for layer in layers]).t().contiguous()
+    joined = torch.cat([layer.weight.data for layer in layers])
     start = 0
     for layer in layers:
-        layer.weight.data = joined[:, start : start + layer.out_features].t()
+        layer.weight.data = joined[start : start + layer.out_features]
         start += layer.out_features
     biases = [layer.bias.data for layer in layers if layer.bias is not None]
     return joined, torch.cat(biases) if biases else None
@@ -144,8 +138,27 @@ def _head_norms(attention: Attention, heads: int, kv_heads: int) -> Tensor | Non
     return torch.cat((query.expand(heads, -1), key.expand(kv_heads, -1)))
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (R, in) · weightᵀ, of a weight (out, in)."""
+    if _turned(x):
+        found = _rows(weight @ _paired(x).t(), len(x))
+        return found if bias is None else found.add_(bias)
+    return F.linear(x, weight, bias)
+
+
+def _turned(x: Tensor) -> bool:
+    """Whether the weight goes first: MKL's product of 2 to 8 rows takes half the time then."""
+    return x.device.type == "cpu"
+
+
+def _paired(x: Tensor) -> Tensor:
+    """One row as two, and three as four: a row more costs nothing, and an odd one does."""
+    return torch.cat((x, x[-1:])) if len(x) in (1, 3) else x
+
+
+def _rows(turned: Tensor, count: int) -> Tensor:
+    """(out, R or more) to (count, out)."""
+    return turned[:, :count].t().contiguous()
 
 
 def _norm(x: Tensor, norm: nn.Module) -> Tensor:

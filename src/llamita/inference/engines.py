@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -226,13 +227,21 @@ def _torch(asked: _Asked, why: str) -> Engine:
         # Greedy texts meet exact ties in bfloat16, and not every CPU has units for it.
         half = device.type == "cuda" and torch.cuda.is_bf16_supported()
         dtype = "bfloat16" if half else "float32"
-    decoder = load_model(asked.directory, device=device)
-    decoder.compute_dtype = getattr(torch, dtype)
-    return TorchEngine(
-        decoder,
-        asked.tokenizer,
-        asked.template,
-        slots=asked.slots,
-        context=asked.context,
-        about=f"torch, {dtype} on {device}: {why}",
-    )
+
+    def made() -> TorchEngine:
+        decoder = load_model(asked.directory, device=device)
+        decoder.compute_dtype = getattr(torch, dtype)
+        return TorchEngine(
+            decoder,
+            asked.tokenizer,
+            asked.template,
+            slots=asked.slots,
+            context=asked.context,
+            why=why,
+        )
+
+    # In a thread that ends. libgomp keeps helpers for each thread that has computed, and where all
+    # helpers are more than the cores, they sleep between operations instead of spinning: a step of
+    # the engine's thread takes 10 ms more of 70 then.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(made).result()

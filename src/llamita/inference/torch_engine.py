@@ -6,6 +6,7 @@ token of every request whose prompt has been read.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 import time
@@ -117,7 +118,7 @@ class TorchEngine:
         slots: requests worked on at a time.
         context: tokens that each may have; by default what the model was made for. All memory of
             keys and values is reserved here; on a CPU its pages are taken as they are used.
-        about: a line for people; by default device and type.
+        why: this engine, for people: the end of `about`, behind type and device.
 
     Raises:
         UserError: no slots, or a context that the model was not made for.
@@ -134,7 +135,7 @@ class TorchEngine:
         *,
         slots: int = 1,
         context: int | None = None,
-        about: str = "",
+        why: str = "",
     ) -> None:
         longest = model.config.max_position_embeddings
         if slots < 1:
@@ -151,11 +152,11 @@ class TorchEngine:
         )
         self.context, self.slots = context or longest, slots
         self.vocab_size = model.config.vocab_size
-        self.about = about or f"torch, {kind} on {device.type}"
+        self.about = f"torch, {kind} on {device}" + (f": {why}" if why else "")
         self._model = model
         self._step: Decoder | DecodeStep = model
         if is_plain(model):
-            self._step = DecodeStep(model, self.context, head_by_columns=slots == 1)
+            self._step = DecodeStep(model, self.context)
         self._slots = Slots(model, slots, self.context)
         self._waiting: deque[_Job] = deque()
         self._running: list[_Job] = []  # in order of arrival
@@ -164,6 +165,9 @@ class TorchEngine:
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="llamita-torch", daemon=True)
         self._thread.start()
+        # A thread that is in the middle of torch while Python is taken down ends the process with
+        # an error.
+        atexit.register(self.close)
 
     def submit(self, request: Request, deliver: Deliver) -> _Job:
         """Begins a request; see `Engine.submit`.
@@ -229,6 +233,7 @@ class TorchEngine:
 
     def close(self) -> None:
         """Ends all requests as cancelled, and the thread; then the memory is free."""
+        atexit.unregister(self.close)
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -371,7 +376,7 @@ def _made_ready(model: Decoder) -> str:
     if model.compute_dtype == torch.bfloat16 and not _multiplies_bfloat16(device_of(model)):
         model.compute_dtype = torch.float32
         freeze_to(model, torch.float32)
-        kind = "bfloat16 weights in float32 products, for want of bfloat16 units,"
+        kind = "bfloat16 weights in float32 products (there are no bfloat16 units)"
     return kind
 
 
