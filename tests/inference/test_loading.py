@@ -14,15 +14,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import llamita
-from llamita.architecture.config import ModelConfig
 from llamita.data.chat_records import Message
-from llamita.data.chat_template import chat_template
 from llamita.errors import UserError
 from llamita.inference.loading import Model, as_messages, load
-from llamita.model.decoder import Decoder
-from llamita.model.huggingface import save_model
-from llamita.model.initialization import initialize
 from tests.data.chats import MARKERS, byte_level
+from tests.inference.written_models import save_chat_model
 from tests.terminal.scripted import ANSWERS, ScriptedEngine
 
 MESSAGES = [
@@ -36,23 +32,13 @@ MESSAGES = [
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random chat model."""
-    folder = tmp_path_factory.mktemp("tiny")
-    tokenizer = byte_level(*MARKERS)
-    tokenizer.chat_template = chat_template(tokenizer, "chatml").source
-    config = ModelConfig(
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
+    return save_chat_model(
+        tmp_path_factory.mktemp("tiny"),
+        byte_level(*MARKERS),
+        "chatml",
         num_key_value_heads=2,
         max_position_embeddings=256,
     )
-    decoder = Decoder(config)
-    initialize(decoder, "llama", seed=3, std=0.3)
-    save_model(folder, decoder)
-    tokenizer.save(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

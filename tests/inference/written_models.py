@@ -8,9 +8,12 @@ from pathlib import Path
 import torch
 
 from llamita.architecture.config import ModelConfig
+from llamita.data.chat_template import chat_template
 from llamita.data.tokenizer import Tokenizer
 from llamita.formats.gguf_writing import write_gguf
 from llamita.model.decoder import Decoder
+from llamita.model.huggingface import save_model
+from llamita.model.initialization import initialize
 from tests.formats.gguf_models import quiet
 
 SHAPE = {
@@ -69,3 +72,21 @@ def scripted_decoder(tokenizer: Tokenizer, script: Sequence[int]) -> Decoder:
 def as_gguf(path: Path, model: Decoder, tokenizer: Tokenizer) -> Path:
     write_gguf(path, model.state_dict(), model.config, tokenizer, quantize="f32", say=quiet)
     return path
+
+
+def save_chat_model(folder: Path, tokenizer: Tokenizer, template: str, **shape: int) -> Path:
+    """A random model as a Hugging Face directory, with a chat template by its name."""
+    tokenizer.chat_template = chat_template(tokenizer, template).source
+    config = ModelConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        **shape,
+    )
+    decoder = Decoder(config)
+    initialize(decoder, "llama", seed=3, std=0.3)
+    save_model(folder, decoder)
+    tokenizer.save(folder)
+    return folder

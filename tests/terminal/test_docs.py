@@ -8,15 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from llamita.architecture.config import ModelConfig
 from llamita.data.chat_records import Message
 from llamita.data.chat_template import chat_template
 from llamita.inference import loading
-from llamita.model.decoder import Decoder
-from llamita.model.huggingface import save_model
-from llamita.model.initialization import initialize
 from llamita.terminal.commands import COMMANDS
 from tests.data.chats import byte_level, llama_like
+from tests.inference.written_models import save_chat_model
 
 DOCS = (Path(__file__).resolve().parents[2] / "docs" / "chat.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"^```python\n(.*?)^```$", DOCS, re.DOTALL | re.MULTILINE)
@@ -26,20 +23,7 @@ EXAMPLES = re.findall(r"^```python\n(.*?)^```$", DOCS, re.DOTALL | re.MULTILINE)
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model `smol`, of the byte-level kind and with Zephyr's template."""
     place = tmp_path_factory.mktemp("docs")
-    tokenizer = byte_level()
-    tokenizer.chat_template = chat_template(tokenizer, "zephyr").source
-    config = ModelConfig(
-        vocab_size=tokenizer.vocab_size,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=512,
-    )
-    decoder = Decoder(config)
-    initialize(decoder, "llama", seed=1, std=0.3)
-    save_model(place / "smol", decoder)
-    tokenizer.save(place / "smol")
+    save_chat_model(place / "smol", byte_level(), "zephyr", max_position_embeddings=512)
     return place
 
 
