@@ -37,6 +37,12 @@ QUESTIONS = (
 ACTIONS = {"stream": 40, "whole": 20, "leave": 20, "leave at once": 10, "wrong": 10}
 EVERY = 5.0
 """Seconds between two looks at the server's memory."""
+_WITHOUT_CACHE = """
+from llamita import cli
+from llamita.inference import llama_cpp_server
+llama_cpp_server._CACHE_MIB = 0
+cli.main()
+"""
 FLAT = 0.05
 """Share by which memory may grow from a soak's second quarter to its last."""
 
@@ -73,6 +79,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--slots", type=int, default=4)
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--no-cache",
+        action="store_true",
+        help="without llama.cpp's cache of conversations that rest, which grows to 512 MiB",
+    )
     parser.add_argument("--json", type=Path, help="write what was found here as well")
     return parser.parse_args()
 
@@ -89,7 +100,8 @@ async def server(settings: argparse.Namespace) -> AsyncIterator[Server]:
         "--name": "model",
     }
     written = [str(part) for pair in options.items() for part in pair]
-    command = [sys.executable, "-m", "llamita", "serve", settings.model, *written]
+    program = ["-c", _WITHOUT_CACHE] if settings.no_cache else ["-m", "llamita"]
+    command = [sys.executable, *program, "serve", settings.model, *written]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
