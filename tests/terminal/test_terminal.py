@@ -80,11 +80,6 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
 
-    def interrupt(self) -> None:
-        """Ctrl-C at the prompt, which is drawn a moment before readline listens there."""
-        time.sleep(1.0)
-        self.type("\x03")
-
     def expect(self, text: str) -> str:
         """Wait until this is shown, colours and movements left out; all that came up to there.
 
@@ -158,7 +153,7 @@ def test_a_talk(command: list[str], environment: dict[str, str], tmp_path: Path)
         terminal.type("\x1b[200~escape\nsecond line\x1b[201~\r")
         terminal.expect("red [31mtext[0m")
         terminal.expect("> ")
-        terminal.interrupt()
+        terminal.type("\x03")
         terminal.expect("Ctrl-D or /exit leaves")
         terminal.expect("> ")
         terminal.type("\x04")
@@ -181,9 +176,9 @@ def test_plainly(command: list[str], environment: dict[str, str]) -> None:
         terminal.expect("# Ships\r\n\r\nA *ship* has **masts**")
         terminal.expect("line two <b>bold</b>\r\n")
         terminal.expect("> ")
-        terminal.interrupt()
+        terminal.type("\x03")
         terminal.expect("leaves")
-        terminal.interrupt()
+        terminal.type("\x03")
         assert terminal.ended() == 0
     # But for what readline does at its prompt, nothing moves and nothing is coloured.
     assert set(_SEQUENCES.findall(terminal.raw)) <= {"\x1b[?2004h", "\x1b[?2004l"}

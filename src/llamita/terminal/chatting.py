@@ -113,15 +113,18 @@ def talk(conversation: Conversation, model: str, *, plain: bool = False) -> None
     _replace_what_cannot_be_shown(sys.stdout)
     view = view_of(sys.stdout, plain=plain)
     moving = not isinstance(view, PlainView)
-    keyboard = Keyboard(
-        history=history_file(),
-        complete=complete,
-        bold=moving and "NO_COLOR" not in os.environ,
-        warn=sys.stderr,
-    )
-    view.say(banner(conversation.engine, model))
-    view.say("/help lists commands · Ctrl-C stops an answer · Ctrl-D leaves\n", dim=True)
-    Session(conversation, keyboard, view, model=model).run()
+    # A Ctrl-C meant for an answer that has just ended must not lose the talk.
+    with stopping() as missed:
+        keyboard = Keyboard(
+            history=history_file(),
+            complete=complete,
+            bold=moving and "NO_COLOR" not in os.environ,
+            warn=sys.stderr,
+            missed=missed,
+        )
+        view.say(banner(conversation.engine, model))
+        view.say("/help lists commands · Ctrl-C stops an answer · Ctrl-D leaves\n", dim=True)
+        Session(conversation, keyboard, view, model=model).run()
 
 
 def answer_all(conversation: Conversation, model: str, questions: Sequence[str]) -> int:

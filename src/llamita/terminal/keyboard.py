@@ -8,6 +8,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TextIO
 
+from llamita.terminal.interrupts import Stopper, raising
+
 PROMPT, MORE = "> ", "… "
 _KEPT_LINES = 1000
 _BLOCK = '"""'
@@ -29,6 +31,7 @@ class Keyboard:
         complete: the words that may stand in place of the last one of a line up to the cursor.
         bold: the prompt may be bold.
         warn: where to say that the history cannot be kept.
+        missed: takes Ctrl-C between two prompts; the next prompt is cancelled by it.
     """
 
     def __init__(
@@ -38,8 +41,10 @@ class Keyboard:
         complete: Callable[[str], list[str]] | None = None,
         bold: bool = False,
         warn: TextIO | None = None,
+        missed: Stopper | None = None,
     ) -> None:
         self._history, self._warn, self._bold = history, warn, bold
+        self._missed = missed
         self._complete = complete or (lambda line: [])
         self._readline = _readline()
         if self._readline is not None:
@@ -83,7 +88,8 @@ class Keyboard:
 
     def _line(self, prompt: str, *, begun: bool = False) -> str:
         try:
-            return input(self._styled(prompt))
+            with raising(self._missed):
+                return input(self._styled(prompt))
         except KeyboardInterrupt:
             typed = "" if self._readline is None else self._readline.get_line_buffer()
             raise Cancelled(empty=not begun and not typed) from None
