@@ -137,7 +137,10 @@ def test_what_is_torchs_takes_torch(model: Path, asked: dict[str, object], why: 
     ("units", "kind"),
     [
         (True, "bfloat16"),
-        (False, "bfloat16 weights in float32 products (there are no bfloat16 units)"),
+        (
+            False,
+            "bfloat16 for one request and float32 for several (there are no bfloat16 units)",
+        ),
     ],
 )
 def test_what_a_cpu_makes_of_bfloat16_is_said(

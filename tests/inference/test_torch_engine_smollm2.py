@@ -70,3 +70,30 @@ def test_fifty_prompts(folder: Path) -> None:
             got.finish()
             assert got.ids == wanted, (slots, prompt)
         engine.close()
+
+
+def test_bfloat16_log_probabilities(folder: Path) -> None:
+    """Of what was written in bfloat16, against Transformers in float32: as near as Transformers
+    in bfloat16 comes, whose mean error on such texts is 0.022 and whose largest is 0.24."""
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = load_tokenizer(folder)
+    prompts = [tuple(tokenizer.encode(ASKED[0].format(noun))) for noun in NOUNS]
+    for slots in (1, 4):
+        model = load_model(folder)
+        model.compute_dtype = torch.bfloat16
+        engine = TorchEngine(model, tokenizer, chat_template(tokenizer), slots=slots, context=256)
+        received = [Receiver(engine, ask(prompt, NEW, top_log_probs=0)) for prompt in prompts]
+        errors = []
+        for prompt, got in zip(prompts, received, strict=True):
+            got.finish()
+            with torch.no_grad():
+                logits = theirs(torch.tensor([[*prompt, *got.ids]])).logits[0]
+            expected = logits.log_softmax(-1)[len(prompt) - 1 : -1]
+            errors += [
+                abs(token.log_prob - float(row[token.id]))
+                for token, row in zip(got.tokens, expected, strict=True)
+            ]
+        engine.close()
+        assert len(errors) == NEW * len(prompts)
+        assert sum(errors) / len(errors) <= 0.022, slots
+        assert max(errors) <= 0.24, slots

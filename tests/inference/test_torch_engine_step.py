@@ -10,6 +10,7 @@ import torch
 from llamita.inference import decode_step
 from llamita.inference.decode_step import DecodeStep, is_plain
 from llamita.inference.slots import Slots
+from llamita.model.decoder import Decoder
 from llamita.model.huggingface import load_model
 from llamita.model.quantized import projections
 from tests.model.shapes import SHAPES, transformers_model
@@ -81,3 +82,28 @@ def test_bfloat16_is_as_near_as_the_decoder(tmp_path: Path) -> None:
         assert logits.dtype == torch.float32
         errors.append(float((logits[0] - expected).abs().mean()))
     assert errors[1] <= 1.3 * errors[0]
+
+
+@torch.no_grad()
+def test_a_row_alone_is_multiplied_in_another_type(tmp_path: Path) -> None:
+    theirs = transformers_model("minicpm-shaped")
+    theirs.save_pretrained(tmp_path)
+    expected = theirs(torch.tensor([[5, 6, 7, 20], [5, 6, 7, 21]])).logits[:, -1]
+    model = load_model(tmp_path)
+    model.requires_grad_(False)
+
+    def error(way: Decoder | DecodeStep, rows: int) -> float:
+        slots = Slots(model, 2, 64)
+        for slot in slots.free:
+            slots.read(model, slot, [5, 6, 7])
+        logits = slots.step(way, slots.free[:rows], [20, 21][:rows])
+        assert logits.dtype == torch.float32
+        return float((logits - expected[:rows]).abs().mean())
+
+    step = DecodeStep(model, 64, torch.bfloat16)
+    assert error(step, 2) < 1e-5
+    alone = error(step, 1)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16()
+    model.compute_dtype = torch.bfloat16
+    assert 1e-5 < alone <= error(model, 1)

@@ -28,18 +28,21 @@ class DecodeStep:
     """Stands for a plain decoder where each row reads one token; says what the decoder says, up
     to rounding.
 
-    It takes no memory beside the decoder's: parameters become views of the joined matrices.
+    It takes no memory beside the decoder's, unless it is given `alone`: parameters become views
+    of the joined matrices.
 
     Args:
         model: its parameters in `compute_dtype` and frozen; see `is_plain`.
         context: positions that rows may have.
+        alone: a row without others is multiplied in this type, by a copy of the weights in it.
     """
 
-    def __init__(self, model: Decoder, context: int) -> None:
+    def __init__(self, model: Decoder, context: int, alone: torch.dtype | None = None) -> None:
         assert is_plain(model), "adapters and quantised weights go through the decoder itself"
         config = model.config
         self._model = model
-        self._layers = [_Layer(block, model) for block in model.model.layers]  # type: ignore[arg-type]
+        self._layers = [_Layer(block, model, alone) for block in model.model.layers]  # type: ignore[arg-type]
+        self._head = _Weight(model.head_weight, None, alone)
         device = model.model.norm.weight.device
         places = torch.arange(context, device=device)
         cos, sin = rotary_tables(config, places, context)
@@ -58,21 +61,23 @@ class DecodeStep:
         for number, layer in enumerate(self._layers):
             x = layer(x, rotary, rows, number)
         x = _norm(x, model.model.norm)
-        logits = _product(x, model.head_weight)[:, : config.vocab_size].float()
+        logits = self._head(x)[:, : config.vocab_size].float()
         return logits if config.logits_scaling == 1.0 else logits / config.logits_scaling
 
 
 class _Layer:
     """A block's weights, joined, and what it does to (R, H)."""
 
-    def __init__(self, block: Block, model: Decoder) -> None:
+    def __init__(self, block: Block, model: Decoder, alone: torch.dtype | None) -> None:
         config, attention, mlp = model.config, block.self_attn, block.mlp
         self.block = block
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim, self.scale = config.head_dim, attention.scale
         self.eps, self.share = config.rms_norm_eps, block.residual_multiplier
-        self.qkv, self.qkv_bias = _joined(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.gate_up, self.gate_up_bias = _joined(mlp.gate_proj, mlp.up_proj)
+        self.qkv = _Weight(*_joined(attention.q_proj, attention.k_proj, attention.v_proj), alone)
+        self.out = _Weight(attention.o_proj.weight, attention.o_proj.bias, alone)
+        self.gate_up = _Weight(*_joined(mlp.gate_proj, mlp.up_proj), alone)
+        self.down = _Weight(mlp.down_proj.weight, mlp.down_proj.bias, alone)
         self.head_norms = _head_norms(attention, self.heads, self.kv_heads)
 
     def __call__(
@@ -80,17 +85,15 @@ class _Layer:
     ) -> Tensor:
         block = self.block
         mixed = self._attention(_norm(x, block.input_layernorm), rotary, rows, layer)
-        x = self._plus(x, mixed, block.self_attn.o_proj)
-        gate_up = _product(
-            _norm(x, block.post_attention_layernorm), self.gate_up, self.gate_up_bias
-        )
+        x = self.out.added(x, mixed, self.share)
+        gate_up = self.gate_up(_norm(x, block.post_attention_layernorm))
         gate, up = gate_up.chunk(2, dim=-1)
-        return self._plus(x, F.silu(gate).mul_(up), block.mlp.down_proj)
+        return self.down.added(x, F.silu(gate).mul_(up), self.share)
 
     def _attention(
         self, x: Tensor, rotary: tuple[Tensor, Tensor], rows: CacheRows, layer: int
     ) -> Tensor:
-        qkv = _product(x, self.qkv, self.qkv_bias).view(len(x), -1, self.head_dim)
+        qkv = self.qkv(x).view(len(x), -1, self.head_dim)
         turning, value = qkv[:, : -self.kv_heads], qkv[:, -self.kv_heads :]
         wide = turning.float()
         if self.head_norms is not None:
@@ -107,15 +110,35 @@ class _Layer:
         )
         return mixed.reshape(len(x), -1)
 
-    def _plus(self, x: Tensor, change: Tensor, layer: Linear) -> Tensor:
-        """x + residual multiplier · (change · weightᵀ + bias)."""
-        if layer.bias is not None:
-            x = torch.add(x, layer.bias, alpha=self.share)
+
+class _Weight:
+    """A weight (out, in) and its bias (out), and a copy of the weight for a row without others."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, alone: torch.dtype | None) -> None:
+        self.weight, self.bias = weight, bias
+        self.copy = None if alone is None else weight.to(alone)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x (R, in) · weightᵀ + bias."""
+        if self.copy is not None and len(x) == 1:
+            found = F.linear(x.to(self.copy.dtype), self.copy).to(x.dtype)
+        elif _turned(x):
+            found = _rows(self.weight @ _paired(x).t(), len(x))
+        else:
+            return F.linear(x, self.weight, self.bias)
+        return found if self.bias is None else found.add_(self.bias)
+
+    def added(self, x: Tensor, change: Tensor, share: float) -> Tensor:
+        """x + share · (change · weightᵀ + bias)."""
+        if self.copy is not None and len(x) == 1:
+            return torch.add(x, self(change), alpha=share)
+        if self.bias is not None:
+            x = torch.add(x, self.bias, alpha=share)
         if not _turned(x):
-            return torch.addmm(x, change, layer.weight.t(), alpha=self.share)
+            return torch.addmm(x, change, self.weight.t(), alpha=share)
         rows = len(x)
         x, change = _paired(x), _paired(change)
-        return _rows(torch.addmm(x.t(), layer.weight, change.t(), alpha=self.share), rows)
+        return _rows(torch.addmm(x.t(), self.weight, change.t(), alpha=share), rows)
 
 
 def _joined(*layers: Linear) -> tuple[Tensor, Tensor | None]:
@@ -136,14 +159,6 @@ def _head_norms(attention: Attention, heads: int, kv_heads: int) -> Tensor | Non
         return None
     query, key = attention.q_norm.weight.data, attention.k_norm.weight.data
     return torch.cat((query.expand(heads, -1), key.expand(kv_heads, -1)))
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x (R, in) · weightᵀ, of a weight (out, in)."""
-    if _turned(x):
-        found = _rows(weight @ _paired(x).t(), len(x))
-        return found if bias is None else found.add_(bias)
-    return F.linear(x, weight, bias)
 
 
 def _turned(x: Tensor) -> bool:

@@ -145,7 +145,7 @@ class TorchEngine:
                 f"context {context:,}: give 2 to {longest:,} tokens, which the model was made for"
             )
         device = device_of(model)
-        kind = _made_ready(model)
+        kind, self._alone = _made_ready(model)
         self.tokenizer, self.template = tokenizer, template
         self.end_ids = frozenset(
             {*model.config.eos_token_ids, *end_of_turn_ids(tokenizer, template)}
@@ -156,7 +156,7 @@ class TorchEngine:
         self._model = model
         self._step: Decoder | DecodeStep = model
         if is_plain(model):
-            self._step = DecodeStep(model, self.context)
+            self._step = DecodeStep(model, self.context, self._alone)
         self._slots = Slots(model, slots, self.context)
         self._waiting: deque[_Job] = deque()
         self._running: list[_Job] = []  # in order of arrival
@@ -195,8 +195,9 @@ class TorchEngine:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the weights as they are kept, all of which a step reads."""
-        return sum(each.nbytes for each in self._model.parameters())
+        """Bytes of the weights, all of which a step of one request reads."""
+        kind = self._alone or self._model.compute_dtype
+        return sum(each.numel() for each in self._model.parameters()) * kind.itemsize
 
     def forget(self) -> None:
         """Lets free slots forget what they hold, so that nothing of a prompt is known."""
@@ -364,20 +365,24 @@ class TorchEngine:
             job.finish("length")
 
 
-def _made_ready(model: Decoder) -> str:
-    """Stores a model's parameters in the type of its products; says which that is.
+def _made_ready(model: Decoder) -> tuple[str, torch.dtype | None]:
+    """Stores a model's parameters in the type of its products; says which that is, and in which
+    type else one row is multiplied.
 
-    A CPU without bfloat16 units takes 50 times as long for products in it: there the weights are
-    rounded to bfloat16, as was asked, and products are float32's.
+    A CPU without bfloat16 units takes 40 times as long for products of many rows in it: there the
+    weights are rounded to bfloat16, as was asked, and products are float32's. But one row's are
+    as long as reading the weights takes, of which bfloat16 are half as many bytes.
     """
     model.requires_grad_(False)
     freeze_to(model, model.compute_dtype)
-    kind = str(model.compute_dtype).removeprefix("torch.")
     if model.compute_dtype == torch.bfloat16 and not _multiplies_bfloat16(device_of(model)):
         model.compute_dtype = torch.float32
         freeze_to(model, torch.float32)
-        kind = "bfloat16 weights in float32 products (there are no bfloat16 units)"
-    return kind
+        if not is_plain(model):  # the decoder itself takes its steps
+            return "bfloat16 weights in float32 products (there are no bfloat16 units)", None
+        kind = "bfloat16 for one request and float32 for several (there are no bfloat16 units)"
+        return kind, torch.bfloat16
+    return str(model.compute_dtype).removeprefix("torch."), None
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:
