@@ -216,6 +216,24 @@ def test_a_model_that_trains_goes_on_training(llama) -> None:
     assert score_continuations(llama[1], [], max_length=LONGEST) == []
 
 
+def test_a_compiled_model_is_not_compiled_again(llama, tmp_path: Path) -> None:
+    llama[0].save_pretrained(tmp_path)
+    model, compiled = load_model(tmp_path), []
+    asked = [Continuation((1, 2, 3), (4,))]
+    expected = score_continuations(model, asked, max_length=LONGEST)
+
+    def backend(graph, _inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    for block in model.model.layers:
+        block.compile(backend=backend)
+    assert score_continuations(model, asked, max_length=LONGEST) == expected
+    assert not compiled
+    model(torch.tensor([[1, 2, 3]]))
+    assert compiled
+
+
 def test_what_cannot_be_scored(llama) -> None:
     with pytest.raises(UserError, match=r"continuation 1 .* no tokens"):
         score_continuations(

@@ -17,6 +17,7 @@ from llamita.formats.gguf_made import model_name
 from llamita.formats.model_cache import cache_root
 from llamita.inference.engine import Engine
 from llamita.model.adapted import base_fingerprint
+from llamita.model.adapters import freeze_to
 from llamita.model.decoder import Decoder
 from llamita.model.devices import choose_device
 from llamita.model.huggingface import load_model
@@ -102,12 +103,12 @@ def open_model(
     tokenizer = load_tokenizer(tokenizer_directory(directory))
     place = choose_device(device)
     decoder = load_model(directory, device=place, merge=True)
-    decoder.requires_grad_(False)
     if dtype == "auto":
         # Scores of CPUs without bfloat16 units and of those with them are the same so.
         half = place.type == "cuda" and torch.cuda.is_bf16_supported()
         dtype = "bfloat16" if half else "float32"
     decoder.compute_dtype = getattr(torch, dtype)
+    freeze_to(decoder, decoder.compute_dtype)  # once, and not in every pass
     settings = directory / "generation_config.json"
     return Opened(
         model=model,

@@ -106,7 +106,8 @@ def _eagerly(model: Decoder) -> AbstractContextManager[object]:
     """Passes are of all lengths: a compiled model would be compiled again for each. Of one that is
     not, nothing is asked, because asking alone loads the compiler, which takes seconds."""
     if any(block._compiled_call_impl is not None for block in model.model.layers):
-        return torch.compiler.set_stance("force_eager")
+        eagerly: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+        return eagerly
     return nullcontext()
 
 
