@@ -108,6 +108,7 @@ def open_model(
         half = place.type == "cuda" and torch.cuda.is_bf16_supported()
         dtype = "bfloat16" if half else "float32"
     decoder.compute_dtype = getattr(torch, dtype)
+    decoder.requires_grad_(False)
     freeze_to(decoder, decoder.compute_dtype)  # once, and not in every pass
     settings = directory / "generation_config.json"
     return Opened(
