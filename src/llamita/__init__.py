@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from llamita.data.tokenizer import load_tokenizer as load_tokenizer
     from llamita.data.tokenizer_training import train_tokenizer as train_tokenizer
     from llamita.errors import UserError as UserError
+    from llamita.evaluation.verb import evaluate as evaluate
     from llamita.formats.exporting import export_model as export_model
     from llamita.formats.importing import import_model as import_model
     from llamita.inference.loading import load as load
@@ -41,6 +42,7 @@ _WHERE = {
     "build_chats": "llamita.data.chat_build",
     "build_data": "llamita.data.build",
     "chat": "llamita.terminal.chatting",
+    "evaluate": "llamita.evaluation.verb",
     "export_model": "llamita.formats.exporting",
     "fit_law": "llamita.planning.law_verbs",
     "generate": "llamita.inference.writing",

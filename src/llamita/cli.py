@@ -11,6 +11,7 @@ import typer
 import llamita
 from llamita.cli_chat import add_chat
 from llamita.cli_data import BadFraction, MaxDocuments, Sources, TextField, Where, add_data
+from llamita.cli_evaluation import add_evaluation
 from llamita.cli_formats import add_formats
 from llamita.cli_planning import add_planning
 from llamita.cli_serving import add_serving
@@ -33,6 +34,7 @@ add_formats(app)
 add_tuning(app)
 add_chat(app)
 add_serving(app)
+add_evaluation(app)
 
 
 @app.callback(invoke_without_command=True)

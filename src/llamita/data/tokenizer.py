@@ -98,6 +98,11 @@ class Tokenizer:
         tokenizer's own post-processor adds (usually a leading BOS)."""
         return list(self._prompt.encode(text, add_special_tokens=True).ids)
 
+    def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode_prompt` of each text, on all cores."""
+        found = self._prompt.encode_batch_fast(list(texts), add_special_tokens=True)
+        return [encoding.ids for encoding in found]
+
     def encode_chat(self, text: str) -> list[int]:
         """Ids of a rendered chat template: special strings are special, nothing is added."""
         return list(self._prompt.encode(text, add_special_tokens=False).ids)

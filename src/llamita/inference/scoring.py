@@ -146,21 +146,19 @@ def score_text(
     num_predicted = text.num_predicted
     if not num_predicted:
         return Score(0.0, 0, text.num_bytes)
-    num_windows = 1 + max(0, -(-(num_predicted - sequence_length) // stride))
-    num_passes = -(-num_windows // rows)
-    padded = np.full((num_windows - 1) * stride + sequence_length + 1, -1, dtype=np.int64)
+    starts, first_counted = cut_windows(num_predicted, sequence_length, stride)
+    places = np.arange(sequence_length)
+    padded = np.full(int(starts[-1]) + sequence_length + 1, -1, dtype=np.int64)
     padded[: len(text.tokens)] = text.tokens
     device = next(model.parameters()).device
     total = torch.zeros((), dtype=torch.float64)
-    for number in range(num_passes):
-        chosen = np.arange(number * rows, min((number + 1) * rows, num_windows))
+    for number in range(0, len(starts), rows):
+        chosen = slice(number, number + rows)
         windows = np.full((rows, sequence_length + 1), -1, dtype=np.int64)
-        places = chosen[:, None] * stride + np.arange(sequence_length + 1)
-        windows[: len(chosen)] = padded[places]
+        begun = starts[chosen, None]
+        windows[: len(begun)] = padded[begun + np.arange(sequence_length + 1)]
         targets = np.where(windows[:, 1:] < 0, IGNORE, windows[:, 1:])
-        seen_before = np.zeros(rows, dtype=np.bool_)
-        seen_before[: len(chosen)] = chosen > 0
-        targets[seen_before, : sequence_length - stride] = IGNORE
+        targets[: len(begun)][places < first_counted[chosen, None]] = IGNORE
         scores = model(
             torch.from_numpy(np.maximum(windows[:, :-1], 0)).to(device),
             torch.from_numpy(targets).to(device),
@@ -168,3 +166,25 @@ def score_text(
         assert isinstance(scores, TokenScores)
         total -= scores.log_probs.cpu().double().sum()
     return Score(float(total), num_predicted, text.num_bytes)
+
+
+def cut_windows(
+    num_predicted: int, sequence_length: int, stride: int, *, last_full: bool = False
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Windows of `sequence_length`, each `stride` behind the one before, that predict
+    `num_predicted` tokens (at least one), each once.
+
+    With `last_full` the last window, which would reach beyond the text's end, is moved back to end
+    with it, where the text is long enough: its tokens then see more of what stands before them.
+
+    Returns:
+        starts, first_counted, both (windows,): the place of a window's first input, and the first
+        of its `sequence_length` predictions that counts, because no window before has it.
+    """
+    count = 1 + max(0, -(-(num_predicted - sequence_length) // stride))
+    starts = np.arange(count, dtype=np.int64) * stride
+    if last_full:
+        starts[-1] = min(starts[-1], max(0, num_predicted - sequence_length))
+    first_counted = np.zeros(count, dtype=np.int64)
+    first_counted[1:] = starts[:-1] + sequence_length - starts[1:]
+    return starts, first_counted

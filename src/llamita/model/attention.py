@@ -10,6 +10,7 @@ from torch import Tensor
 
 from llamita.model import blocked_attention
 from llamita.model.document_attention import DocumentStarts, document_attention
+from llamita.model.segment_attention import SegmentAttention
 
 
 def document_mask(documents: Tensor) -> Tensor:
@@ -43,13 +44,16 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, mask: Any = None
         v: as `k`.
         scale: q·k is multiplied by it.
         mask: None for causal; a boolean (B, 1, T, S), true where a query may look; a
-            flex_attention `BlockMask` (T = S); or `DocumentStarts`, on the CPU (T = S).
+            flex_attention `BlockMask` (T = S); `DocumentStarts`, on the CPU (T = S); or
+            `SegmentAttention` (B = 1).
 
     Returns:
         (B, heads, T, D) in the type of `q`.
     """
     if isinstance(mask, DocumentStarts):
         return document_attention(q, k, v, mask, scale=scale)
+    if isinstance(mask, SegmentAttention):
+        return mask(q, k, v, scale=scale)
     # Branches, here and below: SDPA refuses what a comparison of symbolic sizes is, a SymBool.
     grouped = False
     if q.shape[1] != k.shape[1]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ class KeyValueCache:
     memory come into being as tokens fill them.
     """
 
-    mask: Tensor | None = None  # what attention is given: causal, behind what is held
+    mask: Any = None  # what attention is given: causal, behind what is held
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ from llamita.architecture.memory import SCORED_MULTIPLE, head_chunk_tokens
 from llamita.model.attention import attention, document_blocks, document_mask
 from llamita.model.cache import KeyValueCache
 from llamita.model.document_attention import document_starts
-from llamita.model.head import IGNORE, HeadFunctions, target_log_probs
+from llamita.model.head import IGNORE, Answers, HeadFunctions, answers, target_log_probs
 from llamita.model.rope import rotary_tables, rotate
 
 __all__ = ["IGNORE", "Block", "Decoder", "Linear", "RMSNorm", "TokenScores", "compile_model"]
@@ -200,8 +200,9 @@ class Decoder(nn.Module):
         scored: Tensor | None = None,
         cache: KeyValueCache | None = None,
         logits_to_keep: int = 0,
-    ) -> TokenScores | Tensor:
-        """Scores the targets, or returns logits.
+        asked: tuple[Tensor, Tensor] | None = None,
+    ) -> TokenScores | Answers | Tensor:
+        """Scores the targets, answers what is asked, or returns logits.
 
         Args:
             tokens: (B, T) int64.
@@ -212,11 +213,24 @@ class Decoder(nn.Module):
                 those alone. By default it works on all.
             cache: filled with these tokens and advanced; the tokens attend to what it holds.
             logits_to_keep: without targets, only the last so many positions; 0 means all.
+            asked: without targets, places (K,) in the flattened B·T and a token for each (K,); a
+                place may be asked about several tokens.
 
         Returns:
-            `TokenScores` with targets; without, logits (B, T or logits_to_keep, V) in float32.
+            `TokenScores` with targets, `Answers` to what is asked; without either, logits
+            (B, T or logits_to_keep, V) in float32.
         """
         hidden = self._hidden(tokens, positions, documents, cache, targets)
+        if asked is not None:
+            assert targets is None, "either targets are scored or questions answered"
+            places, wanted = asked
+            return answers(
+                hidden.flatten(0, 1)[places],
+                self.head_weight,
+                wanted,
+                vocab_size=self.config.vocab_size,
+                logits_scaling=self.config.logits_scaling,
+            )
         if targets is None:
             return self._logits(hidden[:, -logits_to_keep:])
         flat, wanted = hidden.flatten(0, 1), targets.flatten()

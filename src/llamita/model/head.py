@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from llamita.architecture.memory import KEPT_LOGITS_BYTES
+from llamita.architecture.memory import KEPT_LOGITS_BYTES, head_chunk_tokens
 
 IGNORE = -100
 
@@ -190,3 +190,37 @@ def target_log_probs(
         functions or HeadFunctions(),
     )
     return scores
+
+
+class Answers(NamedTuple):
+    """Of each token asked for, (K,): its log-probability, float32, and whether no other is
+    likelier."""
+
+    log_probs: Tensor
+    likeliest: Tensor
+
+
+def answers(
+    hidden: Tensor,
+    weight: Tensor,
+    wanted: Tensor,
+    *,
+    vocab_size: int,
+    logits_scaling: float = 1.0,
+) -> Answers:
+    """What the head says of one token at each place; not differentiable.
+
+    Args:
+        hidden: (K, H).
+        weight: (V, H), cast to the type of `hidden`; rows from `vocab_size` on are padding.
+        wanted: (K,) int64.
+    """
+    cast = weight.detach().to(hidden.dtype)
+    size = head_chunk_tokens(hidden.device.type, vocab_size)
+    log_probs, likeliest = [], []
+    rows = zip(torch.split(hidden.detach(), size), torch.split(wanted, size), strict=True)
+    for h, w in rows:
+        logits = _logits(h @ cast.t(), vocab_size, logits_scaling)
+        log_probs.append(logits.gather(1, w[:, None]).squeeze(1) - logits.logsumexp(dim=-1))
+        likeliest.append(logits.argmax(dim=-1) == w)
+    return Answers(torch.cat(log_probs), torch.cat(likeliest))

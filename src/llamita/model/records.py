@@ -84,6 +84,16 @@ def recorded_parametrization(directory: Path) -> Parametrization:
     return "llama"
 
 
+def recorded_tokens(directory: Path) -> int | None:
+    """Tokens that the run which wrote this model had trained on by then; None of others' models."""
+    for record in (STATE, PROVENANCE):
+        path = directory / "training" / record
+        if path.is_file():
+            found: int = read_json(path)["tokens"]
+            return found
+    return None
+
+
 def tokenizer_directory(directory: Path) -> Path:
     """Where a model's tokenizer lies: beside it, or beside the base of an adapter that has none."""
     from llamita.model.adapter_directory import base_directory, is_adapter

@@ -1,0 +1,1 @@
+"""Judging a model: benchmarks with intervals, bits per byte, generated code, comparison."""
