@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -156,9 +157,14 @@ def evaluate(
         "say": lambda line: print(line, file=sys.stderr, flush=True),
     }
     chosen = _checkpoints(models[0]) if every_checkpoint else [models[0]]
-    found = [
-        llamita.evaluate(each, (*(suite or ()), *(task or ())), out=out, **asked) for each in chosen
-    ]
+    names = (*(suite or ()), *(task or ()))
+    try:
+        found = [llamita.evaluate(each, names, out=out, **asked) for each in chosen]
+    except KeyboardInterrupt:
+        kept = "nothing is kept" if no_cache else "the answers so far are kept"
+        again = shlex.join(("llamita", *sys.argv[1:]))
+        print(f"\ninterrupted: {kept}. Go on with: {again}", file=sys.stderr)
+        raise typer.Exit(130) from None
     _show(found, earlier, suite or (), html)
 
 

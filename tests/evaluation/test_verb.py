@@ -169,3 +169,19 @@ def test_what_is_missing_is_said_and_the_rest_runs(model: Path, data: Path) -> N
     assert {each.task for each in found.scores} == {"hellaswag"}
     assert [each.task for each in found.missing] == ["gsm8k"]
     assert "gsm8k" in found.missing[0].why
+
+
+def test_an_interrupted_one_says_how_to_go_on(
+    model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(harness, "score_continuations", interrupted)
+    command = ["eval", str(model), "--task", "hellaswag", "--data", str(data), "--offline"]
+    monkeypatch.setattr("sys.argv", ["llamita", *command])
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 130
+    assert "the answers so far are kept. Go on with: llamita eval" in done.output
+    done = CliRunner().invoke(app, [*command, "--no-cache"])
+    assert "nothing is kept" in done.output
