@@ -121,7 +121,10 @@ def evaluate(
 ) -> None:
     """Judge a model: benchmarks with error bars, bits per byte, comparisons."""
     from llamita.evaluation.results import load_evaluation
+    from llamita.evaluation.suites import load_suite
 
+    for name in suite or ():
+        load_suite(name)  # a typing error must not be looked for among lm-eval's thousands
     earlier = [load_evaluation(path) for path in beside or ()]
     if compare:
         _compare(models, html)

@@ -280,9 +280,25 @@ def test_requests_and_scores_are_lm_evals(
         assert score.ids == tuple(each["doc_hash"] for each in rows)
         assert score.values == tuple(each[metric] for each in rows)
         for sample, row in zip(score.samples, rows, strict=True):
-            assert {key: row[key] for key in sample} == sample
+            # `item` is ours: what a leak would hold.
+            theirs_alone = {key: value for key, value in sample.items() if key != "item"}
+            assert {key: row[key] for key in theirs_alone} == theirs_alone
             compared += 1
     assert compared >= 2 * len(names)
+
+
+def test_what_a_leak_would_hold(data: Path) -> None:
+    """Question and right answer, without the examples before them; of WinoGrande, whose choices
+    are beginnings, the sentence with the right one."""
+    found = [run("hellaswag", "winogrande", data=data), run("gsm8k", data=data, num_fewshot=2)]
+    held = {each.task: each.samples[0] for scores, _ in found for each in scores.values()}
+    doc = held["hellaswag"]["doc"]
+    assert held["hellaswag"]["item"] == f"{doc['query']} {doc['choices'][doc['gold']]}"
+    doc = held["winogrande"]["doc"]
+    right = doc["option1"] if doc["answer"] == "1" else doc["option2"]
+    assert held["winogrande"]["item"] == " ".join(doc["sentence"].replace("_", right).split())
+    doc = held["gsm8k"]["doc"]
+    assert held["gsm8k"]["item"] == f"Question: {doc['question']}\nAnswer: {doc['answer']}"
 
 
 @pytest.mark.usefixtures("served")

@@ -144,7 +144,7 @@ def test_the_command_and_a_comparison(
     ("arguments", "said"),
     [
         ([], "nothing to measure: name suites or tasks"),
-        (["--suite", "tinylama"], "tinylama"),
+        (["--suite", "tinylama"], "there is no suite 'tinylama'"),
         (["--task", "nothing.jsonl"], "there is no file nothing.jsonl"),
         (["--task", "hellaswag", "--engine", "vllm"], "engine 'vllm': there is torch, llama.cpp"),
         (["--task", "hellaswag", "--dtype", "fp8"], "dtype 'fp8'"),
