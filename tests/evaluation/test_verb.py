@@ -185,3 +185,17 @@ def test_an_interrupted_one_says_how_to_go_on(
     assert "the answers so far are kept. Go on with: llamita eval" in done.output
     done = CliRunner().invoke(app, [*command, "--no-cache"])
     assert "nothing is kept" in done.output
+
+
+def test_a_folder_of_texts_is_one_score_by_document(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "held-out"
+    folder.mkdir()
+    for number, text in enumerate(TEXTS):
+        (folder / f"{number}.txt").write_text(text)
+    (folder / "more.jsonl").write_text("".join(json.dumps({"text": each}) + "\n" for each in TEXTS))
+    found = llamita.evaluate(model, text=[folder], say=lambda line: None)
+    bits = {each.task: each for each in found.scores if each.metric == "bits_per_byte"}
+    assert list(bits) == ["more.jsonl", "held-out/"]
+    assert len(bits["held-out/"].values) == 6
+    assert bits["held-out/"].estimate.value == pytest.approx(bits["more.jsonl"].estimate.value)
+    assert bits["held-out/"].estimate.low < bits["held-out/"].estimate.high < float("inf")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from llamita.evaluation.opening import Opened
     from llamita.evaluation.suites import TaskWanted
     from llamita.evaluation.task_loading import Asking
+    from llamita.evaluation.text import TextScore
 
 _PACKAGES = ("lm_eval", "torch", "datasets", "numpy", "tokenizers", "xllamacpp")
 _ENGINES = ("torch", "llama.cpp")
@@ -180,11 +181,14 @@ class _Run:
     def score_text(
         self, source: str | Path, context: int | None, stride: int | None, batch_tokens: int | None
     ) -> None:
-        """Bits per byte and perplexity of each text in a file, folder or dataset."""
+        """Bits per byte and perplexity of a file, folder or dataset; of a folder as a whole, and of
+        what in it holds several documents."""
         from llamita.evaluation.text import score_documents
         from llamita.evaluation.text_files import find_texts
 
-        for each in find_texts(source):
+        sources = find_texts(source)
+        whole: TextScore | None = None
+        for each in sources:
             done = 0
 
             def progress(more: int, whole: int = each.num_bytes, name: str = each.name) -> None:
@@ -202,9 +206,14 @@ class _Run:
                     progress=progress,
                     **({} if batch_tokens is None else {"batch_tokens": batch_tokens}),
                 )
-            self.scores += found.task_scores(each.name)
+            whole = found if whole is None else whole + found
+            # A file that is one document has no interval; a folder of such files has.
+            if len(sources) == 1 or len(found.ids) > 1:
+                self.scores += found.task_scores(each.name)
             if found.unknown:
                 self.counts[f"tokens for what the vocabulary lacks, {each.name}"] += found.unknown
+        if whole is not None and len(sources) > 1:
+            self.scores += whole.task_scores(f"{Path(source).name}/")
 
     def ask(
         self,
