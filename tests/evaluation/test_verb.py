@@ -150,12 +150,25 @@ def test_the_command_and_a_comparison(
         (["--task", "hellaswag", "--dtype", "fp8"], "dtype 'fp8'"),
         (["--task", "hellaswag", "--limit", "0"], "a limit of 0 items cannot be"),
         (["--task", "hellaswag", "--gen", "max_gen_toks"], "write KEY=VALUE"),
+        (["--task", "hellaswag", "--trained-on", "nowhere"], "nowhere is neither a run"),
+        (["--task", "hellaswag", "--overlap", "2"], "threshold 2"),
+        (["--task", "hellaswag", "--stride", "8"], "it is of text, and none is named"),
+        (["--task", "humaneval", "--temperature", "0.5"], "one is greedy"),
+        (["--text", "nowhere"], "nowhere"),
         (["--task", "hellaswag", "--every-checkpoint"], "holds no checkpoint"),
         (["--task", "hellaswag", "--beside", "nowhere"], "there is no nowhere"),
         (["second", "--task", "hellaswag"], "2 models: evaluate one after the other"),
     ],
 )
-def test_what_is_refused(model: Path, arguments: list[str], said: str) -> None:
+def test_what_is_refused(
+    model: Path, arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before a model is loaded, but for what only the model can say."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a model was loaded for it")
+
+    monkeypatch.setattr("llamita.evaluation.opening.load_model", refuse)
     done = CliRunner().invoke(app, ["eval", str(model), *arguments])
     assert done.exit_code != 0
     told = str(done.exception) if isinstance(done.exception, UserError) else done.output

@@ -64,6 +64,11 @@ class Judging:
             raise UserError(f"samples {self.samples}: give 1 or more of each problem")
         for k in self.ks:
             pass_at_k(self.samples, 0, k)
+        if self.samples == 1 and self.temperature is not None:
+            raise UserError(
+                f"temperature {self.temperature:g} is of several programs a problem, and one is "
+                "greedy: give samples above 1, or leave the temperature out"
+            )
         if self.samples > 1 and self.temperature == 0:
             raise UserError(
                 f"samples {self.samples} at temperature 0 would all be the same: give a "

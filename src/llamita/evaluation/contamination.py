@@ -104,11 +104,20 @@ def contaminated(overlaps: Mapping[str, Overlap], threshold: float = 0.5) -> fro
     Raises:
         UserError: the threshold is not between 0 and 1.
     """
-    if not 0 <= threshold <= 1:
-        raise UserError(f"threshold {threshold}: it is a share of an item's words, from 0 to 1.")
+    check_threshold(threshold)
     return frozenset(
         name for name, found in overlaps.items() if found.covered and found.share >= threshold
     )
+
+
+def check_threshold(threshold: float) -> None:
+    """Refuse what is no share.
+
+    Raises:
+        UserError: it is not between 0 and 1.
+    """
+    if not 0 <= threshold <= 1:
+        raise UserError(f"threshold {threshold}: it is a share of an item's words, from 0 to 1.")
 
 
 def clean_score(

@@ -34,7 +34,8 @@ class Opened:
     """A model to be asked, and what is known of it.
 
     directory: of its weights. fingerprint: of those (`base_fingerprint`). tokens: that it was
-    trained on, where its run says so. generation: of generation_config.json.
+    trained on, where its run says so. generation: of generation_config.json. dtype: as it was
+    opened; torch's engine computes in another where a CPU has no units for it.
     """
 
     model: str | Path
@@ -46,14 +47,11 @@ class Opened:
     tokenizer: Tokenizer
     template: ChatTemplate
     generation: dict[str, Any]
+    dtype: str
 
     @property
     def device(self) -> torch.device:
         return self.decoder.model.norm.weight.device
-
-    @property
-    def dtype(self) -> str:
-        return str(self.decoder.compute_dtype).removeprefix("torch.")
 
     @property
     def about(self) -> str:
@@ -121,6 +119,7 @@ def open_model(
         tokenizer=tokenizer,
         template=chat_template(tokenizer, template),
         generation=json.loads(settings.read_text("utf-8")) if settings.is_file() else {},
+        dtype=dtype,
     )
 
 

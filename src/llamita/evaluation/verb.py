@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from llamita.evaluation.suites import TaskWanted
     from llamita.evaluation.task_loading import Asking
     from llamita.evaluation.text import TextScore
+    from llamita.evaluation.text_files import TextSource
+    from llamita.evaluation.training_text import TrainingText
 
 _PACKAGES = ("lm_eval", "torch", "datasets", "numpy", "tokenizers", "xllamacpp")
 _ENGINES = ("torch", "llama.cpp")
@@ -96,8 +98,17 @@ def evaluate(
         raise UserError("nothing to measure: name suites or tasks, or text for bits per byte")
     if tasks and find_spec("lm_eval") is None:
         raise UserError("tasks need lm-eval: pip install 'llamita[eval]'")
+    if stride is not None and not text:
+        raise UserError(f"stride {stride}: it is of text, and none is named")
+    from llamita.evaluation.contamination import check_threshold
     from llamita.evaluation.opening import open_model
+    from llamita.evaluation.text_files import find_texts
+    from llamita.evaluation.training_text import training_text
 
+    # What is wrong is said before a model is loaded, let alone asked for an hour.
+    texts = {str(each): find_texts(each) for each in text}
+    seen = training_text(trained_on) if trained_on else None
+    check_threshold(overlap)
     plan = None
     if tasks:
         from llamita.evaluation.code_tasks import Judging
@@ -120,12 +131,12 @@ def evaluate(
     say(f"{opened.name}: {opened.about}")
     run = _Run(opened, say)
     begun = datetime.now(UTC)
-    for source in text:
-        run.score_text(source, context, stride, batch_tokens)
+    for name, sources in texts.items():
+        run.score_text(name, sources, context, stride, batch_tokens)
     if plan is not None:
         run.ask(plan, engine, context, batch_tokens, cache)
-    if trained_on:
-        run.mark(trained_on, overlap)
+    if seen is not None:
+        run.mark(seen, overlap)
     found = Evaluation(
         model=opened.name,
         fingerprint=opened.fingerprint,
@@ -179,22 +190,25 @@ class _Run:
         self._opened, self._say = opened, say
 
     def score_text(
-        self, source: str | Path, context: int | None, stride: int | None, batch_tokens: int | None
+        self,
+        name: str,
+        sources: Sequence[TextSource],
+        context: int | None,
+        stride: int | None,
+        batch_tokens: int | None,
     ) -> None:
         """Bits per byte and perplexity of a file, folder or dataset; of a folder as a whole, and of
         what in it holds several documents."""
         from llamita.evaluation.text import score_documents
-        from llamita.evaluation.text_files import find_texts
 
-        sources = find_texts(source)
         whole: TextScore | None = None
         for each in sources:
             done = 0
 
-            def progress(more: int, whole: int = each.num_bytes, name: str = each.name) -> None:
+            def progress(more: int, size: int = each.num_bytes, shown: str = each.name) -> None:
                 nonlocal done
                 done += more
-                line.update(min(done, whole), whole, name)
+                line.update(min(done, size), size, shown)
 
             with ProgressLine("scoring text") as line:
                 found = score_documents(
@@ -213,7 +227,7 @@ class _Run:
             if found.unknown:
                 self.counts[f"tokens for what the vocabulary lacks, {each.name}"] += found.unknown
         if whole is not None and len(sources) > 1:
-            self.scores += whole.task_scores(f"{Path(source).name}/")
+            self.scores += whole.task_scores(f"{Path(name).resolve().name}/")
 
     def ask(
         self,
@@ -287,12 +301,11 @@ class _Run:
         if number:
             self._say(f"{number:,} of {of:,} answers are kept from before")
 
-    def mark(self, trained_on: Sequence[str | Path], overlap: float) -> None:
+    def mark(self, source: TrainingText, overlap: float) -> None:
         """Mark the items that stand in training text."""
         from llamita.evaluation.contamination import contaminated, find_overlaps
-        from llamita.evaluation.training_text import shard_texts, training_text
+        from llamita.evaluation.training_text import shard_texts
 
-        source = training_text(trained_on)
         for each in source.unknown:
             self._say(f"not looked into: what {each} was trained on is not here")
         texts = {
