@@ -254,11 +254,14 @@ def _published(source: PublishedTable, evaluations: Sequence[Evaluation]) -> lis
 
 
 def _beside(score: TaskScore | None) -> str:
-    if score is None:
-        return "–"
-    estimate = score.estimate
-    half = (estimate.high - estimate.low) / 2
-    return f"{written(estimate.value, score.is_share)}±{_short(half, score.is_share)}"
+    return "–" if score is None else "±".join(value_and_half(score))
+
+
+def value_and_half(score: TaskScore) -> tuple[str, str]:
+    """A score, and half of its 95% interval."""
+    found = score.estimate
+    half = (found.high - found.low) / 2
+    return written(found.value, score.is_share), _short(half, score.is_share)
 
 
 def _mean(scores: Sequence[TaskScore]) -> str:

@@ -10,6 +10,7 @@ from llamita.evaluation.comparison_text import (
     mean_of,
     p_text,
     signed,
+    value_and_half,
     verdict_text,
     written,
 )
@@ -62,9 +63,8 @@ def _beside(shown: Shown, table: PublishedTable) -> str:
 def _cell(score: TaskScore | None) -> str:
     if score is None:
         return "–"
-    found = score.estimate
-    half = (found.high - found.low) / 2
-    return f"{written(found.value, score.is_share)} <small>±{100 * half:.1f}</small>"
+    value, half = value_and_half(score)
+    return f"{value} <small>±{half}</small>"
 
 
 def compared(shown: Shown) -> str:
