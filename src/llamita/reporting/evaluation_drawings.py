@@ -133,16 +133,17 @@ def _difference(pair: Pair, most: float) -> str:
     gap = pair.difference
     low, high = (min(max(end, -most), most) for end in (gap.low, gap.high))
     where = interval_text(gap.low, gap.high, True, sign=True)
-    said = f"{signed(gap.value, True)} {where}: {verdict_text(pair)}"
+    name, metric = pair.first.task, pair.first.metric
+    said = f"{name}, {metric}: {signed(gap.value, True)} {where}: {verdict_text(pair)}"
     verdict = f"{text(pair.verdict)}" if pair.verdict else '<span class="at">none shown</span>'
 
     def place(value: float) -> str:
         return _place((value + most) / (2 * most))
 
     return (
-        f'<div class="task"><b>{text(pair.first.task)}</b><div class="track">'
+        f'<div class="task"><b>{text(name)}<small>{text(metric)}</small></b><div class="track">'
         f'<div class="lane gap{" shown" if pair.verdict else ""}" role="img" '
-        f'aria-label="{text(f"{pair.first.task}: {said}")}">'
+        f'aria-label="{text(said)}">'
         f'<i class="span" style="left:{place(low)};width:{_place((high - low) / (2 * most))}"></i>'
         f'<i class="point" style="left:{place(gap.value)}"></i></div>'
         f'<div class="number">{signed(gap.value, True)} <small>{text(where)}</small> {verdict}'
