@@ -299,3 +299,32 @@ def test_real_text_without_the_items_holds_none(shared_dir: Path) -> None:
     found = find_overlaps(eval_items(shared_dir), corpus(shared_dir, "nat-python-doc"))
     assert contaminated(found, 0.0) == frozenset()
     assert all(overlap.judged for overlap in found.values())
+
+
+STORY = (
+    "a glassblower hid seven silver flutes under that frozen vineyard before our autumn fair had "
+    "begun and nobody in the whole town knew where to look for it"
+)
+
+
+@pytest.mark.parametrize("pad", range(8))
+def test_a_word_that_one_place_lacks_is_found_at_another(
+    pad: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a later batch, wherever the eighth letters fall: a short first or last word lies beside
+    the nearest window, and not in it."""
+    monkeypatch.setattr(text_batches, "BATCH_LETTERS", 256)
+    words = STORY.split(" ")
+    between = "0123456789 " * 60
+    for most, rest in ((words[1:], words[:13]), (words[:-1], words[-13:])):
+        texts = [" ".join(most), between, f"{'z' * pad} {' '.join(rest)} qq"]
+        assert find_overlaps({"item": STORY}, texts)["item"].share == 1.0
+
+
+@pytest.mark.parametrize("pad", range(8))
+def test_a_short_item_inside_a_longer_word_and_then_by_itself(pad: int) -> None:
+    """The first place is refused, for a word goes on there; the second, in one text, counts."""
+    item = "under the old stone bridge tonight"
+    glued = f"{'z' * pad} thunder the old stone bridge tonight"
+    assert find_overlaps({"item": item}, [glued])["item"].share == 0.0
+    assert find_overlaps({"item": item}, [f"{glued} and then {item} again"])["item"].share == 1.0
