@@ -229,11 +229,13 @@ def test_files(plan: Protection) -> None:
                          "/proc/self/cmdline", "/sys/kernel/uevent_helper", "/dev/tty",
                          "../" * 20 + secret[1:], {__file__!r}, {sandbox.__file__!r}):
                 stopped(open, path, "rb")
+            readable = set({sandbox_process._readable()!r})
             for path in (home, "/proc", "/home", "/sys", "/var", "/run", "/tmp"):
                 try:
-                    assert not os.listdir(path), path
+                    for name in os.listdir(path):  # but for what leads to a Python below it
+                        inside = os.path.join(path, name) + "/"
+                        assert any(f"{{each}}/".startswith(inside) for each in readable), inside
                 except OSError: pass
-            readable = set({sandbox_process._readable()!r})
             for folder, folders, files in os.walk("/"):  # where there is a root to be seen
                 for path in (os.path.join(folder, file) for file in files):
                     assert path in readable, path
@@ -280,6 +282,29 @@ def test_files(plan: Protection) -> None:
             """,
             plan,
         )
+
+
+def test_packages_below_the_temporary_directory(
+    plan: Protection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of an environment that was made there: they are read, and cannot be written to."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        packages = Path(folder, "packages")
+        packages.mkdir()
+        Path(packages, "brought.py").write_text("WORD = 'here'\n")
+        known = sandbox_process._readable()
+        monkeypatch.setattr(sandbox_process, "_readable", lambda: [*known, str(packages)])
+        assert sandbox._withstands(plan)
+        attack(
+            f"""
+            assert open({str(packages / "brought.py")!r}).read() == "WORD = 'here'\\n"
+            for path in ({str(packages)!r}, {folder!r}, "/tmp"):
+                stopped(os.mkdir, path + "/new")
+                stopped(open, path + "/new", "w")
+            """,
+            plan,
+        )
+        assert [each.name for each in packages.iterdir()] == ["brought.py"]
 
 
 def test_it_sees_an_empty_directory_and_no_environment(
@@ -447,7 +472,7 @@ def test_seen_from_outside(plan: Protection) -> None:
         for name, space in spaces.items():
             shared = space == Path(f"/proc/self/ns/{name}").readlink()
             assert shared == (not (plan.user if name == "user" else plan.namespaces)), name
-        assert ("tmp" in root and "proc" not in root) == plan.mounts
+        assert ("room-of-the-program" in root and "proc" not in root) == plan.mounts
         assert running.result().why == "timeout"
 
 

@@ -105,7 +105,7 @@ def confine(header: dict[str, Any]) -> None:
         _own_namespaces(new_user=plan["user"])
     if plan["mounts"]:
         _own_root(directory, readable)
-        directory = "/tmp"
+        directory = _ROOM
     _limit(header["limits"])
     if plan["filter"]:
         _drop_capabilities()
@@ -161,10 +161,14 @@ def _own_namespaces(*, new_user: bool) -> None:
                 file.write(text)
 
 
+_ROOM = "/room-of-the-program"
+
+
 def _own_root(root: str, readable: list[str]) -> None:
-    """A root directory in memory, with nothing in it but `readable`, read-only, and `/tmp`."""
+    """A root directory in memory, with nothing in it but `readable`, read-only, and a room to write
+    in, which has a name of its own: what is readable may lie below /tmp."""
     _call("mount", None, b"/", None, _REC | _PRIVATE, None)
-    room = root + "/tmp"
+    room = root + _ROOM
     for place, size in ((root, b"size=1m,mode=755"), (room, b"size=16m,nr_inodes=1024,mode=755")):
         os.makedirs(place, exist_ok=True)
         _call("mount", b"tmpfs", os.fsencode(place), b"tmpfs", _NOSUID | _NODEV, size)
