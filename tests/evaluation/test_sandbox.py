@@ -551,6 +551,23 @@ def test_calls_of_another_architecture_end_the_program(machine_code: str) -> Non
     assert f"signal {int(signal.SIGSYS)}" in outcome.detail or "signal 11" in outcome.detail
 
 
+@pytest.mark.parametrize(("before", "why"), [("", "failed"), ("0" * 32, "passed")])
+def test_all_that_a_program_wrote_read_at_once(before: str, why: str) -> None:
+    """By a judge that was kept waiting: that the program began stands in front of its flood."""
+    told = f"ready\\n{before}{'x' * 60_000}"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"import sys; sys.stdout.write('{told}')"],
+        stdout=subprocess.PIPE,
+        bufsize=0,
+    )
+    process.wait()
+    outcome = sandbox_process._judge(process, "pass", b"0" * 32, 10.0)
+    assert isinstance(outcome, Outcome)
+    assert outcome.why == why
+    assert process.stdout is not None
+    process.stdout.close()
+
+
 @pytest.mark.parametrize(
     "message",
     [b"ready\n" + b"0" * 32, b"0" * 32, b"passed", b"memory no", b"", b"refused x", b"x" * 10**6],
