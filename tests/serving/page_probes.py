@@ -49,7 +49,10 @@ def script(request: Request) -> Script:
         return Script("A line of text.\n\n" * 150, delay=0.001, burst=100)
     if "fail" in text:
         return Script("It began well", error=RuntimeError("no memory"))
-    return Script(f"You said: {text}", delay=0.001, burst=4, cached_tokens=3)
+    # A second where speed is measured: a busy browser reads what comes sooner at once, and then
+    # there is no time to divide by.
+    delay = 0.05 if text.startswith("Hello") else 0.001
+    return Script(f"You said: {text}", delay=delay, burst=4, cached_tokens=3)
 
 
 # Pixels between what is in view and the end.
