@@ -170,6 +170,16 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         """The log-probability of each whole text, in windows that do not overlap but for the
         last, which is full; each token is scored once."""
         texts = [str(each.args[0]) for each in requests]
+        asked, owners = self._windows(texts)
+        totals = [0.0] * len(texts)
+        for number, said in zip(owners, self._scored(asked), strict=True):
+            totals[number] += said.log_prob
+        for text, total in zip(texts, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
+        return totals
+
+    def _windows(self, texts: Sequence[str]) -> tuple[list[Continuation], list[int]]:
+        """The windows of texts, and the number of the text that each is of."""
         asked: list[Continuation] = []
         owners: list[int] = []
         for number, ids in enumerate(self._encoded(texts)):
@@ -177,12 +187,15 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             for context, target in map(make_disjoint_window, windows):
                 asked.append(Continuation(tuple(context), tuple(target)))
                 owners.append(number)
-        totals = [0.0] * len(texts)
-        for number, said in zip(owners, self._scored(asked), strict=True):
-            totals[number] += said.log_prob
-        for text, total in zip(texts, totals, strict=True):
-            self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
-        return totals
+        return asked, owners
+
+    def continuations(self, requests: Sequence[Instance]) -> list[Continuation]:
+        """What requests for likelihoods come to, in tokens."""
+        rolling = [each for each in requests if each.request_type == "loglikelihood_rolling"]
+        others = [each for each in requests if each.request_type == "loglikelihood"]
+        pairs = [(str(each.args[0]), str(each.args[1])) for each in others]
+        windows, _ = self._windows([str(each.args[0]) for each in rolling])
+        return [*self._continuations(pairs), *windows]
 
     def _scored(
         self,

@@ -102,6 +102,12 @@ def score_continuations(
     return [questions.likelihood(number) for number in range(len(asked))]
 
 
+def tokens_to_read(asked: Sequence[Continuation], *, max_length: int, batch_tokens: int) -> int:
+    """Tokens that `score_continuations` would have a model read, with what is shared read once."""
+    root = _Questions(asked, max_length).grown(batch_tokens)
+    return sum(each.tokens for each in passes(root, batch_tokens))
+
+
 def _eagerly(model: Decoder) -> AbstractContextManager[object]:
     """Passes are of all lengths: a compiled model would be compiled again for each. Of one that is
     not, nothing is asked, because asking alone loads the compiler, which takes seconds."""

@@ -169,23 +169,33 @@ class Evaluation:
     @cached_property
     def shown(self) -> tuple[TaskScore, ...]:
         """Scores as a reader wants them: each group as one, where its first task stands."""
-        groups = {(each.task, each.metric): each for each in self.groups}
-        found = {
-            (each.group or each.task, each.metric): groups[each.group, each.metric]
-            if each.group is not None
-            else each
-            for each in self.scores
-        }
-        return tuple(found.values())
+        return shown(self.scores)
 
     @cached_property
     def groups(self) -> tuple[TaskScore, ...]:
         """Each group of tasks as one score for each metric."""
-        members: dict[tuple[str, str], list[TaskScore]] = {}
-        for each in self.scores:
-            if each.group is not None:
-                members.setdefault((each.group, each.metric), []).append(each)
-        return tuple(group_score(found) for found in members.values())
+        return groups(self.scores)
+
+
+def shown(scores: Sequence[TaskScore]) -> tuple[TaskScore, ...]:
+    """Scores, each group as one, where its first task stands."""
+    whole = {(each.task, each.metric): each for each in groups(scores)}
+    found = {
+        (each.group or each.task, each.metric): whole[each.group, each.metric]
+        if each.group is not None
+        else each
+        for each in scores
+    }
+    return tuple(found.values())
+
+
+def groups(scores: Sequence[TaskScore]) -> tuple[TaskScore, ...]:
+    """Each group of tasks as one score for each metric."""
+    members: dict[tuple[str, str], list[TaskScore]] = {}
+    for each in scores:
+        if each.group is not None:
+            members.setdefault((each.group, each.metric), []).append(each)
+    return tuple(group_score(found) for found in members.values())
 
 
 def group_score(scores: Sequence[TaskScore]) -> TaskScore:

@@ -59,7 +59,7 @@ class Stage(_Facts):
 
 
 class Score(_Facts):
-    """A figure on held-out data. `data` is a dataset's name, or None for all together.
+    """A figure on held-out data, or of a benchmark. `data` is its name, or None for all together.
 
     type: as a model-index calls it. low, high: the 95% interval, where there is one. of: what it
     was measured on, as "1,024 tokens, 4,096 bytes".
@@ -72,6 +72,7 @@ class Score(_Facts):
     low: float | None = None
     high: float | None = None
     of: str | None = None
+    benchmark: bool = False
 
 
 class Adapter(_Facts):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from llamita.formats.card_facts import CardFacts, Score, Source, Stage
 from llamita.formats.card_text import code, plain, table
 
@@ -95,9 +97,19 @@ def _mixture_rows(stage: Stage) -> list[list[str]]:
 
 
 def scores_section(facts: CardFacts) -> str:
-    """What the run's own validation found; empty where it found nothing."""
-    if not facts.scores:
-        return ""
+    """What the run's own validation found, and its benchmarks; empty where it found nothing."""
+    parts = []
+    for benchmark, said, head in (
+        (False, "On data that were held out of training, by the run itself:", "held out of"),
+        (True, "Of benchmarks, asked by the run itself while it trained:", "benchmark"),
+    ):
+        scores = [score for score in facts.scores if score.benchmark == benchmark]
+        if scores:
+            parts.append(f"{said}\n\n{_scores_table(head, scores)}")
+    return "## Scores\n\n" + "\n\n".join(parts) if parts else ""
+
+
+def _scores_table(head: str, scores: Sequence[Score]) -> str:
     rows = [
         [
             "all together" if score.data is None else plain(score.data),
@@ -106,12 +118,9 @@ def scores_section(facts: CardFacts) -> str:
             _interval(score),
             plain(score.of or ""),
         ]
-        for score in facts.scores
+        for score in scores
     ]
-    head = ["held out of", "measure", "value", "95% interval", "measured on"]
-    return "## Scores\n\nOn data that were held out of training, by the run itself:\n\n" + table(
-        head, rows
-    )
+    return table([head, "measure", "value", "95% interval", "measured on"], rows)
 
 
 def _interval(score: Score) -> str:

@@ -98,18 +98,21 @@ def _metadata(facts: CardFacts, model: Model) -> str:
 
 def _model_index(facts: CardFacts) -> list[dict[str, Any]]:
     """Scores in the form that the hub reads, a result for each dataset."""
-    by_data: dict[str | None, list[Score]] = {}
+    by_data: dict[tuple[str | None, bool], list[Score]] = {}
     for score in facts.scores:
-        by_data.setdefault(score.data, []).append(score)
+        by_data.setdefault((score.data, score.benchmark), []).append(score)
     results = []
-    for data, scores in by_data.items():
+    for (data, benchmark), scores in by_data.items():
         name = "all together" if data is None else name_of(data)
         kind = re.sub(r"[^\w.-]+", "-", name).strip("-") or "data"
         measured = next((score.of for score in scores if score.of), None)
+        dataset = {"name": f"{name} (held out)", "type": kind, "split": "validation"}
+        if benchmark:
+            dataset = {"name": name, "type": kind}
         results.append(
             {
                 "task": {"type": _TASK, "name": "Text generation"},
-                "dataset": {"name": f"{name} (held out)", "type": kind, "split": "validation"}
+                "dataset": dataset
                 | ({} if measured is None else {"args": {"measured_on": measured}}),
                 "metrics": [
                     {"type": score.type, "value": score.value, "name": score.name}

@@ -24,6 +24,7 @@ from llamita.planning.check_notes import (
 )
 from llamita.planning.outcome import (
     AGAIN,
+    EVALUATION,
     SAMPLES,
     SAVING,
     STEPS,
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 PER_PAIR = "nats per pair"
 LOSS_UNITS = ("bits per byte", "nats per byte", "nats per token", PER_PAIR)
 _SHOWN_SHARE = 0.01
-"""Validation, saving and samples have a line of their own from this share of the time on."""
+"""What is done beside steps has a line of its own from this share of the time on."""
 
 
 @dataclass(frozen=True)
@@ -249,7 +250,7 @@ def _work(found: _Found) -> list[Row]:
 def _time(found: _Found) -> list[Row]:
     planned, achieved = found.planned, found.achieved
     rows = [_row("time", "s", planned.seconds, achieved.seconds)]
-    for name in (STEPS, VALIDATION, SAVING, SAMPLES, AGAIN):
+    for name in (STEPS, VALIDATION, SAVING, SAMPLES, EVALUATION, AGAIN):
         one, other = planned.parts.get(name), achieved.parts.get(name)
         if name == STEPS or max(one or 0.0, other or 0.0) >= _SHOWN_SHARE * achieved.seconds:
             what = name if name == AGAIN else f"in {name}"

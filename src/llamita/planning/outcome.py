@@ -17,6 +17,7 @@ from llamita.planning.quantities import number
 Event = Mapping[str, Any]
 
 STEPS, VALIDATION, SAVING, SAMPLES = "steps", "validation", "saving", "samples"
+EVALUATION = "evaluation"
 AGAIN = "preparing again"
 """What time goes into: of a run's own, and of later processes that begin where others stopped."""
 REFERENCE = "reference"
@@ -28,9 +29,10 @@ _KINDS = {
     "checkpoint": SAVING,
     "end": SAVING,
     "sample": SAMPLES,
+    "evaluation": EVALUATION,
 }
 """What the time before an event went into, where it is not steps. Before `end`, `final` is made."""
-_PREPARED = ("step", "validation", "preference", "sample", "stage")
+_PREPARED = ("step", "validation", "preference", "sample", "evaluation", "stage")
 """What a process does once its plan is written begins with one of these."""
 
 

@@ -258,6 +258,12 @@ def describe(plan: TrainingPlan) -> list[str]:
         for name, size in plan.sizes.items()
     )
     lines.append(f"  data        unique training tokens: {sizes}")
+    if (asked := plan.recipe.evaluation) is not None:
+        when = "" if asked.every_steps is None else f"every {asked.every_steps:,} steps and "
+        lines.append(
+            f"  evaluation  {', '.join(asked.tasks)}, {asked.limit:,} items of each task, {when}at "
+            f"stages' ends; at most {asked.max_share:.1%} of the time"
+        )
     return lines
 
 

@@ -20,6 +20,7 @@ from llamita.recipes.card import Card as Card
 from llamita.recipes.objectives import LanguageModelling as LanguageModelling
 from llamita.recipes.objectives import Objective as Objective
 from llamita.recipes.objectives import Preference as Preference
+from llamita.recipes.quick_evaluation import QuickEvaluation as QuickEvaluation
 from llamita.recipes.schedules import WSD as WSD
 from llamita.recipes.schedules import Constant as Constant
 from llamita.recipes.schedules import Cosine as Cosine
@@ -327,6 +328,8 @@ class Recipe(Settings):
     checkpoints: Checkpoints = Checkpoints()
     validation: Validation = Validation()
     samples: Samples = Samples()
+    evaluation: QuickEvaluation | None = None
+    """Benchmarks that are asked while training goes on; null: none."""
     runtime: Runtime = Runtime()
     track: list[str] = Field(default_factory=list)
     """Where else the events are shown: tensorboard, trackio, wandb. Each is an extra."""

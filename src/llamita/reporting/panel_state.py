@@ -10,6 +10,7 @@ from typing import Any
 from llamita.errors import UserError
 from llamita.reporting.alerts import Alert, AlertFinder
 from llamita.reporting.charts import History
+from llamita.reporting.evaluation_events import name_of, scores_of, written
 from llamita.reporting.events import Event, read_events
 from llamita.reporting.tuning_events import (
     bits_per_byte_of,
@@ -63,6 +64,8 @@ class RunState:
     mixture: dict[str, float] = field(default_factory=dict)
     saved: str | None = None
     saved_time: float | None = None
+    scores: list[str] = field(default_factory=list)
+    """Of the last evaluation: each task, metric and score."""
     samples: list[tuple[int, str, str]] = field(default_factory=list)
     finder: AlertFinder = field(default_factory=AlertFinder)
     past_alerts: list[Alert] = field(default_factory=list)
@@ -147,6 +150,9 @@ class RunState:
         self.pair_validations.append((event["step"], float(event["accuracy"])))
         scores = list(event["datasets"].values())
         self.pair_margin = interval_of(scores[0], "margin") if len(scores) == 1 else None
+
+    def _on_evaluation(self, event: Event) -> None:
+        self.scores = [f"{name_of(score)} {written(score)}" for score in scores_of(event)]
 
     def _on_sample(self, event: Event) -> None:
         self.samples = [*self.samples[-7:], (event["step"], event["prompt"], event["text"])]

@@ -237,6 +237,9 @@ def _facts(state: RunState, width: int, now: float) -> list[Line]:
         lines.append(_clip([*machine, ("  ", ""), *saved], width))
     else:
         lines += [_clip(part, width) for part in (machine, saved) if part]
+    if state.scores:
+        told: Line = [("benchmarks ", "dim"), ("  ".join(state.scores), "value")]
+        lines.append(_clip(told, width))
     if len(state.mixture) > 1:
         lines.append(_mixture(state, width))
     return lines

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llamita.planning.quantities import number
+from llamita.reporting.evaluation_events import name_of, scores_of
 from llamita.reporting.report_records import DATASET, RunRecord
 from llamita.reporting.report_series import Table, finite
 from llamita.reporting.tuning_events import bits_per_byte_of, learns_preferences
@@ -61,7 +62,7 @@ class Figure:
 
 
 def table_of(run: RunRecord, name: str) -> Table:
-    """`steps`, `progress`, `validation` or `preference`."""
+    """`steps`, `progress`, `validation`, `preference` or `evaluation`."""
     table = getattr(run, name)
     assert isinstance(table, Table)
     return table
@@ -86,7 +87,12 @@ def figures(runs: Sequence[RunRecord]) -> list[Figure]:
 
 
 def _all_figures(runs: Sequence[RunRecord]) -> list[Figure]:
-    return [*_of_learning(runs), *_of_preferences(runs), *_of_machine(runs)]
+    return [
+        *_of_learning(runs),
+        *_of_preferences(runs),
+        *_of_benchmarks(runs),
+        *_of_machine(runs),
+    ]
 
 
 def _of_learning(runs: Sequence[RunRecord]) -> list[Figure]:
@@ -250,6 +256,40 @@ def _rewards(runs: Sequence[RunRecord]) -> list[Curve]:
                 colour = (2, 1)[place] if own else index % NUM_COLOURS
                 mean = f"{column}_smoothed"
                 found.append(Curve(index, "steps", column, label, colour, place, mean))
+    return found
+
+
+def _of_benchmarks(runs: Sequence[RunRecord]) -> list[Figure]:
+    """One for each task and metric that was asked while a run trained."""
+    labels = label_runs(runs)
+    known = {
+        name_of(score): score
+        for run in runs
+        for event in run.of("evaluation")
+        for score in scores_of(event)
+    }
+    found = []
+    for place, (name, score) in enumerate(known.items()):
+        chance = number(score.get("chance"))
+        guessed = [Level(chance, "chance")] if math.isfinite(chance) else []
+        curves = [
+            Curve(
+                index,
+                "evaluation",
+                f"value/{name}",
+                str(score["metric"]) if len(runs) == 1 else labels[index],
+                index % NUM_COLOURS,
+                dash=index // NUM_COLOURS,
+                band=(f"low/{name}", f"high/{name}"),
+            )
+            for index, run in enumerate(runs)
+            if _has_values(run, "evaluation", f"value/{name}")
+        ]
+        better = "higher" if score.get("higher_is_better", True) else "lower"
+        about = f"Of {number(score.get('items')):,.0f} items, with its 95% interval; {better} is "
+        about += "better." + (" Dashed: what guessing scores." if guessed else "")
+        unit = "share" if score.get("is_share") else "number"
+        found.append(Figure(f"evaluation_{place}", name, about, unit, curves, levels=guessed))
     return found
 
 

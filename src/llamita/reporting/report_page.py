@@ -14,6 +14,7 @@ import llamita
 from llamita.reporting import report_html as html
 from llamita.reporting import report_sections as sections
 from llamita.reporting import report_tuning as tuning
+from llamita.reporting.report_benchmarks import BENCHMARKS_NOTE, benchmarks
 from llamita.reporting.report_compare import comparison, swatch
 from llamita.reporting.report_figures import Figure, figures, label_runs
 from llamita.reporting.report_html import text
@@ -214,6 +215,7 @@ def _thinned(run: RunRecord, label: str) -> str:
             (run.progress, "progress lines"),
             (run.validation, "validations"),
             (run.preference, "validations of pairs"),
+            (run.evaluation, "evaluations"),
         )
         if table.thinned
     ]
@@ -230,11 +232,13 @@ def _thinned(run: RunRecord, label: str) -> str:
 # -- the rest -----------------------------------------------------------------------------------
 
 
+_BENCHMARKS = ("benchmarks", "Benchmarks", benchmarks, BENCHMARKS_NOTE)
 _PREFERENCES = ("preferences", "Preferences", tuning.preferences, tuning.PREFERENCES_NOTE)
 
 
 def _rest(runs: Sequence[RunRecord]) -> str:
     parts = [
+        *([_BENCHMARKS] if any(len(run.evaluation) for run in runs) else []),
         *([_PREFERENCES] if any(len(run.preference) for run in runs) else []),
         ("plan", "Plan and outcome", sections.plan_against_achieved, sections.PLAN_NOTE),
         ("mixture", "Mixture, asked and reached", sections.mixture, ""),
@@ -279,6 +283,7 @@ def _data(runs: Sequence[RunRecord], shown: Sequence[Figure]) -> str:
                 "progress": _columns(run.progress),
                 "validation": _columns(run.validation),
                 **({"preference": _columns(run.preference)} if len(run.preference) else {}),
+                **({"evaluation": _columns(run.evaluation)} if len(run.evaluation) else {}),
                 "stages": [asdict(span) for span in run.stages],
                 "checkpoints": run.checkpoints,
                 "resumes": run.resumes,

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from llamita.errors import UserError
 from llamita.planning.quantities import number
+from llamita.reporting.evaluation_events import SCORE_ENDS, name_of, scores_of
 from llamita.reporting.events import Event, read_events
 from llamita.reporting.report_incidents import Incident, incidents_of
 from llamita.reporting.report_series import (
@@ -41,6 +42,7 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     "progress": _PROGRESS,
     "validation": ("bits_per_byte",),
     "preference": ("loss", "accuracy", "datasets"),
+    "evaluation": ("scores", "seconds", "share"),
     "early_stop": ("measure", "value", "validations"),
     **dict.fromkeys(("start", "resume", "probe", "stage", "sample", "mixture"), ()),
     **dict.fromkeys(("checkpoint", "interrupted", "end"), ()),
@@ -76,6 +78,8 @@ class RunRecord:
     validation: Table
     preference: Table
     """Held-out pairs; empty for a run that learned no preferences."""
+    evaluation: Table
+    """Benchmarks asked while it trained; empty for a run that asked none."""
     stages: Sequence[Span]
     checkpoints: Sequence[tuple[float, float, float]]
     resumes: Sequence[tuple[float, float, float]]
@@ -197,6 +201,7 @@ def read_run(directory: Path) -> RunRecord:
         progress=_progress(events, place),
         validation=_validation(events, place),
         preference=_preference(events, place),
+        evaluation=_evaluation(events, place),
         stages=_stages(events, place),
         checkpoints=_places_of("checkpoint", events, place),
         resumes=_places_of("resume", events, place),
@@ -357,6 +362,16 @@ def _preference(events: Sequence[Event], place: _Place) -> Table:
             intervals = [interval_of(score, what) for score in scores]
             for column, end in zip(zip(*intervals, strict=True), ENDS, strict=True):
                 columns[f"{what}/{end}/{name}"] = [recorded(value) for value in column]
+    return thin(columns, [name for name in columns if name not in POSITIONS])
+
+
+def _evaluation(events: Sequence[Event], place: _Place) -> Table:
+    found = list({event["step"]: event for event in _all(events, "evaluation")}.values())
+    scores = [{name_of(score): score for score in scores_of(event)} for event in found]
+    columns = _positions(found, place)
+    for name in dict.fromkeys(name for each in scores for name in each):
+        for end in SCORE_ENDS:
+            columns[f"{end}/{name}"] = [recorded(each.get(name, {}).get(end)) for each in scores]
     return thin(columns, [name for name in columns if name not in POSITIONS])
 
 

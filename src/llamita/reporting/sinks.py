@@ -23,6 +23,7 @@ import yaml
 
 from llamita.durable import replace_synced
 from llamita.errors import UserError, did_you_mean
+from llamita.reporting.evaluation_events import scores_of
 from llamita.reporting.events import Event, read_events
 from llamita.reporting.tuning_events import is_chat
 
@@ -99,6 +100,11 @@ def scalars(event: Event) -> dict[str, float]:
                 shown[f"validation/bits_per_byte/{name}"] = value
         case "preference":
             shown = _of_pairs(event)
+        case "evaluation":
+            shown = {
+                f"evaluation/{score['metric']}/{score['task']}": score["value"]
+                for score in scores_of(event)
+            }
         case _:
             shown = {}
     return {name: float(value) for name, value in shown.items()}  # "nan" and "inf" are strings
@@ -355,7 +361,7 @@ class WandbSink(_Sink):
         )
         # Their own axis, because wandb's counter cannot go back when steps are taken again.
         self._wandb.define_metric("step")
-        for group in ("train", "speed", "validation", "samples"):
+        for group in ("train", "speed", "validation", "evaluation", "samples"):
             self._wandb.define_metric(f"{group}/*", step_metric="step")
         return resumed is not None and not whole
 

@@ -74,7 +74,7 @@ def card_facts(
             f"of step {values['step']:,}",
             recipe=_without_paths(recipe),
         ),
-        scores=_scores(recipe, validation, events),
+        scores=(*_scores(recipe, validation, events), *_benchmarks(recipe, values, events)),
     )
 
 
@@ -260,6 +260,27 @@ def _scores(
             )
         )
     return tuple(scores)
+
+
+def _benchmarks(recipe: Recipe, values: Mapping[str, Any], events: Sequence[Event]) -> list[Score]:
+    """Of what was asked of just these weights."""
+    if recipe.checkpoints.final == "average":
+        return []
+    asked = [e for e in events if e["event"] == "evaluation" and e["step"] == values["step"]]
+    return [
+        Score(
+            data=score["task"],
+            type=score["metric"],
+            name=score["metric"],
+            value=float(score["value"]),
+            low=float(score["low"]),
+            high=float(score["high"]),
+            of=f"its first {score['items']:,} items, {score['num_fewshot']}-shot",
+            benchmark=True,
+        )
+        for event in asked[-1:]
+        for score in event["scores"]
+    ]
 
 
 def _text_scores(

@@ -29,6 +29,10 @@ class Ahead:
     validations: int
     checkpoints: int
     samples: int
+    evaluations: int = 0
+    """That are made whatever they cost."""
+    evaluations_due: int = 0
+    """That are made as far as their share of the time allows."""
 
 
 def what_lies_ahead(plan: TrainingPlan, position: Position) -> Ahead:
@@ -53,10 +57,15 @@ def what_lies_ahead(plan: TrainingPlan, position: Position) -> Ahead:
     if recipe.checkpoints.final == "best":
         validating |= saving
     begins = position.validation is None
-    sampling = len(due(recipe.samples.every_steps) | ends) if recipe.samples.prompts else 0
-    if recipe.samples.prompts and recipe.start_from and position.step == plan.first_step:
-        sampling += 1
-    return Ahead(len(validating) + begins, len(saving), sampling)
+    starts_from_weights = recipe.start_from is not None and position.step == plan.first_step
+    sampling = 0
+    if recipe.samples.prompts:
+        sampling = len(due(recipe.samples.every_steps) | ends) + starts_from_weights
+    asking, asking_due = 0, 0
+    if recipe.evaluation is not None:
+        asking = len(ends) + starts_from_weights
+        asking_due = len(due(recipe.evaluation.every_steps) - ends)
+    return Ahead(len(validating) + begins, len(saving), sampling, asking, asking_due)
 
 
 def write_forecast(trainer: Trainer, environment: Environment) -> None:
@@ -85,6 +94,8 @@ def forecast(
         sum(stage[key] for stage in stages) for key in ("steps", "seconds", "tokens", "flops")
     )
     parts = {"steps": (steps, stepping), **_beside_steps(trainer, probed, ahead)}
+    if probed.evaluation is not None:
+        parts["evaluation"] = _evaluations(trainer, probed.evaluation, ahead, stepping)
     measured = {name: part for name, part in parts.items() if part[1] is not None}
     rate = environment.compute.matmul_rate * environment.processes
     predicted = trainer.recipe.predicted
@@ -161,6 +172,18 @@ def _beside_steps(
         tokens = ahead.samples * len(recipe.samples.prompts) * recipe.samples.max_tokens
         found["samples"] = (ahead.samples, tokens * probed.sample_token)
     return found
+
+
+def _evaluations(trainer: Trainer, each: float, ahead: Ahead, stepping: float) -> tuple[int, float]:
+    """How many times the quick suite is asked, and seconds in all: those at ends, and of the others
+    as many as their share allows of the time that steps and evaluations take."""
+    settings = trainer.recipe.evaluation
+    assert settings is not None
+    count, share = ahead.evaluations + ahead.evaluations_due, settings.max_share
+    if share < 1:
+        allowed = int(share * stepping / (1 - share) / each)
+        count = min(count, max(ahead.evaluations, allowed))
+    return count, count * each
 
 
 def _pairs_ahead(trainer: Trainer) -> list[tuple[StagePlan, bool]]:

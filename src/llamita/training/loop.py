@@ -38,6 +38,7 @@ from llamita.training.parallelism import World
 from llamita.training.position import Position
 from llamita.training.preparation import Preparation
 from llamita.training.profiling import StepProfiler, phase
+from llamita.training.quick_evaluation import Evaluator
 from llamita.training.reports import (
     Progress,
     memory_limit,
@@ -126,6 +127,7 @@ class Trainer:
         )
         self.average = average
         self.profiler: StepProfiler | None = None
+        self.evaluator: Evaluator | None = None
         self.pairs: StagePairs | None = None
         self.last_step = self.plan.first_step + self.plan.num_steps
         self._pending: list[_Step] = []
@@ -149,7 +151,10 @@ class Trainer:
         if position.validation is None:
             self._validate()
         if position.step == self.plan.first_step and self.preparation.origin is not None:
-            self._sample()  # beside which its later answers are to be read
+            # Beside these its later answers and scores are to be read.
+            self._sample()
+            if self.evaluator is not None:
+                self.evaluator.evaluate(position.step, whatever_it_costs=True)
         with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
             while True:
                 stage = stages[position.stage]
@@ -230,7 +235,11 @@ class Trainer:
             or (saving and recipe.checkpoints.final == "best")
         )
         sampling = ending or self._due(recipe.samples.every_steps)
-        if stopping or saving or validating or self._due(recipe.runtime.log_every_steps):
+        evaluator = self.evaluator
+        evaluating = evaluator is not None and evaluator.is_due(position.step)
+        logging = self._due(recipe.runtime.log_every_steps)
+        # What comes now takes time of its own: the steps are told before it.
+        if any((stopping, saving, validating, sampling, evaluating, logging)):
             self._report()
         elif self._refreshing:
             self._read_pending()
@@ -240,6 +249,8 @@ class Trainer:
             saving = ending = True
         if sampling or ending:
             self._sample()
+        if evaluator is not None and (ending or (evaluating and not stopping)):
+            evaluator.evaluate(position.step, whatever_it_costs=ending)
         if ending:
             self._tell_mixture(stage)
         if saving or stopping:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,8 @@ def prepare(
     Raises:
         UserError: data, tokenizer, model and recipe do not fit together; a damaged checkpoint.
     """
+    if recipe.evaluation is not None and find_spec("lm_eval") is None:
+        raise UserError("evaluation: tasks need lm-eval: pip install 'llamita[eval]'")
     there = {name: Path(source.path) for name, source in recipe.datasets.items()}
     datasets = {name: open_dataset(path) for name, path in there.items() if path.exists()}
     manifests = {name: dataset.manifest for name, dataset in datasets.items()}

@@ -26,6 +26,7 @@ from llamita.training.loop import Trainer
 from llamita.training.objective import build_objective
 from llamita.training.optimizer import ADAMW_STATE
 from llamita.training.parallelism import local, whole
+from llamita.training.quick_evaluation import Evaluator
 from llamita.training.reference import LiveReference, Reference
 
 _MEASURED_SECONDS = 0.5
@@ -44,6 +45,7 @@ class Probe:
     forward_backward: of this process's share of a batch of `stage`. update: gradient norm,
     optimizer, running average. validation_pass: of `Judge.rows` rows, forward alone. sample_token:
     one token written. written_byte: hashed and synced in the run's directory, as checkpoints are.
+    evaluation: of the recipe's quick suite, by a full pass of it.
     """
 
     stage: StagePlan
@@ -53,6 +55,7 @@ class Probe:
     validation_pass: float | None = None
     sample_token: float | None = None
     written_byte: float | None = None
+    evaluation: float | None = None
 
     @property
     def step(self) -> float:
@@ -66,6 +69,7 @@ class Probe:
             "update_seconds": self.update,
             "validation_pass_seconds": self.validation_pass,
             "sample_token_seconds": self.sample_token,
+            "evaluation_seconds": self.evaluation,
             "written_byte_seconds": self.written_byte,
         }
 
@@ -85,8 +89,9 @@ def probe(trainer: Trainer, *, validates: bool, samples: bool) -> Probe:
         compiling = clock.first_calls if trainer.compute.compile else 0.0
         update = _time_update(trainer, clock)
         token = _time_sampling(trainer, clock) if samples else None
+        asking = _time_evaluation(trainer.evaluator, clock)
     writing = _time_writing(trainer) if trainer.world.is_main else None
-    return Probe(stage, compiling, each * num_passes, update, scoring, token, writing)
+    return Probe(stage, compiling, each * num_passes, update, scoring, token, writing, asking)
 
 
 class _Clock:
@@ -213,6 +218,14 @@ def _time_sampling(trainer: Trainer, clock: _Clock) -> float:
 
     with torch.compiler.set_stance("force_eager"):
         return clock.best(work) / count
+
+
+def _time_evaluation(evaluator: Evaluator | None, clock: _Clock) -> float | None:
+    """Seconds of asking the whole suite."""
+    if evaluator is None:
+        return None
+    work, times = evaluator.suite.measure()
+    return clock.best(work) * times
 
 
 def _time_writing(trainer: Trainer) -> float | None:

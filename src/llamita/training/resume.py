@@ -16,6 +16,7 @@ MAY_CHANGE = (
     "checkpoints",
     "validation",
     "samples",
+    "evaluation",
     "guard",
     "track",
     "predicted",

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ from llamita.training.preparation import (
 )
 from llamita.training.process import command_line, deterministic, locked, stop_signals
 from llamita.training.profiling import StepProfiler
+from llamita.training.quick_evaluation import Evaluator
 from llamita.training.reports import planned
 from llamita.training.resume import check_may_go_on
 from llamita.training.telemetry import EventLog, Observer
@@ -171,6 +173,9 @@ def _train(
         say(line)
     if recipe.runtime.threads is not None:
         torch.set_num_threads(recipe.runtime.threads)
+    if recipe.evaluation is not None:
+        # Its libraries take memory, which is no part of what training takes.
+        import_module("llamita.evaluation.quick_suite")
     environment = settle_environment(plan, recorded, world)
     compute = environment.compute
     say(describe_memory(plan, environment))
@@ -189,6 +194,7 @@ def _train(
         baseline = peak_memory(compute.device)
         stack.enter_context(attention_kernels(environment.attention))
         trainer = _build(preparation, run, environment, world, position, events, say, stop)
+        trainer.evaluator = _evaluator(trainer)
         if profile and world.is_main:
             trainer.profiler = _profiler(trainer)
         write_forecast(trainer, environment)
@@ -240,6 +246,23 @@ def _report(run: Path, say: Callable[[str], None]) -> None:
         say(f"report: {write_report(run)}")
     except UserError as error:
         say(f"no report was written: {error}")
+
+
+def _evaluator(trainer: Trainer) -> Evaluator | None:
+    """What asks the recipe's quick suite; what of it cannot be had is said."""
+    settings, tokenizer = trainer.recipe.evaluation, trainer.preparation.tokenizer
+    if settings is None:
+        return None
+    from llamita.evaluation.quick_suite import QuickSuite
+
+    assert tokenizer is not None
+    length = trainer.plan.stages[0].sequence_length
+    suite = QuickSuite(settings, trainer.model, tokenizer, trainer.micro_batch_size * length)
+    for each in suite.missing:
+        trainer.say(f"  warning     evaluation leaves out {each.task}: {each.why}")
+    return Evaluator(
+        settings, suite, trainer.world, trainer.events, trainer.say, trainer.should_stop
+    )
 
 
 def _profiler(trainer: Trainer) -> StepProfiler:
