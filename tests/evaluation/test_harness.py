@@ -23,6 +23,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
+from llamita.evaluation import harness
 from llamita.evaluation.generation_settings import wanted_of
 from llamita.evaluation.harness import TRUNCATED, HarnessModel
 
@@ -99,6 +100,24 @@ def test_whole_texts(folder: Path, theirs: HFLM) -> None:
     expected = theirs.loglikelihood_rolling(asked, disable_tqdm=True)
     # Hundreds of tokens are summed, by the harness in float32.
     assert _ours(folder).loglikelihood_rolling(asked) == pytest.approx(expected, abs=5e-4)
+
+
+def test_what_requests_come_to_is_what_is_scored(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, scored = _ours(folder), []
+    score = harness.score_continuations
+
+    def watched(model: Any, asked: Any, **settings: Any) -> Any:
+        scored.extend(asked)
+        return score(model, asked, **settings)
+
+    monkeypatch.setattr(harness, "score_continuations", watched)
+    pairs = _asked("loglikelihood", PAIRS)
+    whole = _asked("loglikelihood_rolling", [(text,) for text in (*TEXTS, TEXTS[1] * 8)])
+    ours.loglikelihood(pairs)
+    ours.loglikelihood_rolling(whole)
+    assert ours.continuations([*whole, *pairs]) == scored
 
 
 def _free(theirs: HFLM, prompt: str, count: int = 24) -> str:

@@ -12,7 +12,12 @@ from transformers.modeling_utils import PreTrainedModel
 
 from llamita.errors import UserError
 from llamita.evaluation.prefix_tree import grow, passes
-from llamita.evaluation.scorer import Continuation, Likelihood, score_continuations
+from llamita.evaluation.scorer import (
+    Continuation,
+    Likelihood,
+    score_continuations,
+    tokens_to_read,
+)
 from llamita.model.attention import attention
 from llamita.model.decoder import Decoder
 from llamita.model.huggingface import load_model
@@ -108,6 +113,7 @@ def _reads(model: Decoder, asked: list[Continuation], batch_tokens: int) -> _Rea
     read = _Read(model)
     score_continuations(model, asked, max_length=LONGEST, batch_tokens=batch_tokens)
     read.close()
+    assert sum(read.tokens) == tokens_to_read(asked, max_length=LONGEST, batch_tokens=batch_tokens)
     return read
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from llamita.cli import app
 from llamita.data.build import build_data
 from llamita.errors import UserError
 from llamita.evaluation import harness
+from llamita.evaluation.opening import open_model
 from llamita.evaluation.results import Evaluation, load_evaluation
 from tests.data.corpus import small_tokenizer, write_records
 from tests.evaluation.lm_eval_helpers import FIXTURES, lay_out, leaves_of
@@ -138,6 +140,14 @@ def test_the_command_and_a_comparison(
     page = (tmp_path / "page.html").read_text()
     assert "hellaswag" in page
     assert "http" not in page.replace("http-equiv", "")
+
+
+def test_what_writes_is_named_with_its_weights(model: Path, tmp_path: Path) -> None:
+    opened = open_model(model, device="cpu")
+    assert (opened.writer("torch"), opened.writer("llama.cpp")) == ("torch", "llama.cpp (q8_0)")
+    file = tmp_path / "model.gguf"
+    file.touch()
+    assert replace(opened, model=file).writer("llama.cpp") == "llama.cpp"  # as the file is
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,13 @@ class Opened:
 
         return open_engine(self.model, engine="llama.cpp", slots=_SLOTS, context=context, say=say)
 
+    def writer(self, engine: str) -> str:
+        """What writes texts, with the type of its weights where they are not the model's own."""
+        from llamita.inference.engines import QUANTIZE
+
+        own = engine == "torch" or Path(self.model).is_file()
+        return engine if own else f"{engine} ({QUANTIZE})"
+
     def cache_file(self, engine: str, context: int) -> Path:
         """Where answers of these weights, computed in this way, are kept."""
         told = json.dumps(

@@ -138,7 +138,8 @@ def _of_likelihoods(ready: Ready) -> bool:
 
 
 def _worth(asked: Sequence[Continuation], tokens: int) -> Sequence[Continuation]:
-    """The first of them that together have so many tokens, with what they share counted twice."""
+    """The first of them whose texts have twice so many: to read what they share once saves up to
+    half of that."""
     total = 0
     for number, each in enumerate(asked):
         total += len(each.context) + len(each.target)

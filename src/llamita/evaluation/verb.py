@@ -154,7 +154,7 @@ def evaluate(
             "gen_kwargs": dict(gen_kwargs or {}),
             "samples": samples,
             "temperature": temperature,
-            "engine": engine,
+            "engine": opened.writer(engine),
             "device": opened.device.type,
             "dtype": opened.dtype,
             "context": context,

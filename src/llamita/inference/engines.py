@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 ENGINES = ("auto", "torch", "llama.cpp")
 DTYPES = ("auto", "float32", "bfloat16")
-_QUANTIZE = "q8_0"  # a quarter of float32's size, at 0.1% of its bits per byte (docs/export.md)
+QUANTIZE = "q8_0"  # a quarter of float32's size, at 0.1% of its bits per byte (docs/export.md)
 # llama.cpp takes the memory of a context when it starts, and a model's may be of 131,072 tokens.
 _MOST_CONTEXT = 8192
 # Where a driver shows that a GPU may be there; asking torch takes seconds.
@@ -165,7 +165,7 @@ def _gguf(asked: _Asked) -> tuple[Path, str]:
         return named, f"{named.name} as it is"
     from llamita.formats.gguf_made import gguf_of
 
-    quantize = asked.quantize or _QUANTIZE
+    quantize = asked.quantize or QUANTIZE
     return gguf_of(asked.directory, quantize=quantize, say=asked.say), quantize
 
 

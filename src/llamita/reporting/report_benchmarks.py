@@ -38,8 +38,8 @@ def benchmarks(run: RunRecord) -> str:
         )
     last = events[-1]
     caption = f"At step {html.whole(number(last.get('step')))}"
-    began = f"step {html.whole(number(events[0].get('step')))}"
-    headings = ["", began, "score", "interval", "chance", "items"]
+    at_first = f"step {html.whole(number(events[0].get('step')))}"
+    headings = ["", at_first, "score", "interval", "chance", "items"]
     return html.table(headings, rows, style="numbers", caption=caption) + _cost(run)
 
 
@@ -51,8 +51,8 @@ def _cost(run: RunRecord) -> str:
     more = ""
     if left_out:
         more = (
-            f" {left_out:,} more were due and left out, for evaluation.max_share bounds what they "
-            "may take."
+            f" {left_out:,} more {'was' if left_out == 1 else 'were'} due and left out, for "
+            "evaluation.max_share bounds what they may take."
         )
     said = (
         f"{len(events):,} evaluations in {html.seconds(seconds)}, {html.per_cent(share)} of the "
