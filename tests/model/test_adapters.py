@@ -176,9 +176,8 @@ def test_blocks_computed_again_give_the_same_gradients(dtype: torch.dtype, tmp_p
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_compiled_it_is_the_same(dtype: torch.dtype, tmp_path: Path) -> None:
     torch._dynamo.reset()
     eager, compiled = _ready(dtype, tmp_path), _ready(dtype, tmp_path)

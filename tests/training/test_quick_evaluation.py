@@ -369,6 +369,7 @@ def test_ctrl_c_is_not_kept_waiting(
     assert [event["step"] for event in of(tmp_path / "run", "evaluation")] == [8, 12]
 
 
+@pytest.mark.slow
 def test_two_processes_ask_together(tiny_data: Path, tmp_path: Path, quiz: Path) -> None:
     settings = asking(quiz, every_steps=6)
     one, two = tmp_path / "one", tmp_path / "two"
