@@ -96,7 +96,7 @@ def small(library: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 def minutes_for(recipe: Recipe, tokens: int) -> float:
     each = flops_per_token(prepare(recipe).config, recipe.sequence_length)
-    return tokens * each / (60 * RATE * command._EXPECTED_MFU)
+    return tokens * each / (60 * RATE * command._EXPECTED_MFU["bfloat16"])
 
 
 def bits_of_answers(model: Any, stream: PackedStream) -> float:
