@@ -324,6 +324,8 @@ def test_report_card_and_sinks(
     (row,) = [line for line in card.splitlines() if line.startswith("| quiz.jsonl | acc |")]
     assert f"{acc['low']:.4f} to {acc['high']:.4f}" in row
     assert "its first 9 items, 0-shot" in row
+    assert str(quiz.parent) not in card  # a path of this machine is nobody else's
+    assert "- quiz.jsonl" in card
     index = yaml.safe_load(card.split("---")[1])["model-index"][0]["results"]
     (result,) = [each for each in index if each["dataset"]["name"] == "quiz.jsonl"]
     assert {"type": "acc", "name": "acc", "value": acc["value"]} in result["metrics"]
@@ -334,6 +336,29 @@ def test_report_card_and_sinks(
     for each in read_events(run):
         state.observe(each)
     assert f"quiz.jsonl acc {acc['value']:.1%}" in state.scores
+
+
+def test_one_document_has_no_interval(tiny_data: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.jsonl").write_text(json.dumps({"text": "A dog and a cat."}) + "\n")
+    task = {
+        "task": "one_text",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "text.jsonl")}},
+        "test_split": "test",
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{text}}",
+        "metric_list": [{"metric": "bits_per_byte"}],
+    }
+    file = tmp_path / "one_text.yaml"
+    file.write_text(yaml.safe_dump(task))
+    run = tmp_path / "run"
+    trained(tiny_recipe(tiny_data, evaluation={"tasks": [str(file)]}), run)
+    (score,) = of(run, "evaluation")[-1]["scores"]
+    assert (score["task"], score["low"], score["high"]) == ("one_text", "-inf", "inf")
+    card = (run / "final/README.md").read_text("utf-8")
+    assert "none computed" in next(line for line in card.splitlines() if "| one\\_text |" in line)
+    assert "one_text bits_per_byte" in write_report(run).read_text("utf-8")
 
 
 def test_a_report_of_scores_left_out(tiny_data: Path, tmp_path: Path, quiz: Path) -> None:
@@ -418,5 +443,5 @@ def test_lines() -> None:
     }  # fmt: skip
     assert describe_scores([score, bits]) == [
         "piqa acc 55.0% (45.0% to 64.5%) of 100 items, not above chance (50.0%)",
-        "wikitext bits_per_byte 1.2500 (1.0000 to inf) of 1 items",
+        "wikitext bits_per_byte 1.2500 (1.0000 to inf) of 1 item",
     ]

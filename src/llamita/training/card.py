@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -273,13 +274,14 @@ def _benchmarks(recipe: Recipe, values: Mapping[str, Any], events: Sequence[Even
             type=score["metric"],
             name=score["metric"],
             value=float(score["value"]),
-            low=float(score["low"]),
-            high=float(score["high"]),
+            low=low if math.isfinite(low) else None,  # of a single document there is no interval
+            high=high if math.isfinite(high) else None,
             of=f"its first {score['items']:,} items, {score['num_fewshot']}-shot",
             benchmark=True,
         )
         for event in asked[-1:]
         for score in event["scores"]
+        for low, high in [(float(score["low"]), float(score["high"]))]
     ]
 
 
@@ -318,6 +320,10 @@ def _without_paths(recipe: Recipe) -> str:
     }
     if recipe.start_from is not None:
         changes["start_from"] = _portable(recipe.start_from)
+    if (asked := recipe.evaluation) is not None:
+        places: dict[str, Any] = {"tasks": [_portable(task) for task in asked.tasks]}
+        places |= {} if asked.data is None else {"data": _portable(asked.data)}
+        changes["evaluation"] = asked.model_copy(update=places)
     return dump_recipe(recipe.model_copy(update=changes))
 
 

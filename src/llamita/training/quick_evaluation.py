@@ -100,8 +100,6 @@ def describe_scores(scores: list[Mapping[str, Any]]) -> list[str]:
             f"{end:.1%}" if each["is_share"] else f"{end:.4f}" for end in map(float, ends)
         )
         luck = f", not above chance ({each['chance']:.1%})" if each["not_above_chance"] else ""
-        lines.append(
-            f"{each['task']} {each['metric']} {value} ({low} to {high}) of {each['items']:,} "
-            f"items{luck}"
-        )
+        items = f"{each['items']:,} item{'' if each['items'] == 1 else 's'}"
+        lines.append(f"{each['task']} {each['metric']} {value} ({low} to {high}) of {items}{luck}")
     return lines
