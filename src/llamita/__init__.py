@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from llamita.training.run import train as train
     from llamita.tuning.verbs import align as align
     from llamita.tuning.verbs import tune as tune
+    from llamita.windtunnel.recipe import tunnel_recipe as tunnel_recipe
+    from llamita.windtunnel.verb import tunnel_run as tunnel_run
+    from llamita.windtunnel.verb import tunnel_show as tunnel_show
 
 __version__ = "0.1.0"
 
@@ -61,6 +64,9 @@ _WHERE = {
     "train": "llamita.training.run",
     "train_tokenizer": "llamita.data.tokenizer_training",
     "tune": "llamita.tuning.verbs",
+    "tunnel_recipe": "llamita.windtunnel.recipe",
+    "tunnel_run": "llamita.windtunnel.verb",
+    "tunnel_show": "llamita.windtunnel.verb",
 }
 __all__ = ["__version__", *_WHERE]
 

@@ -16,6 +16,7 @@ from llamita.cli_formats import add_formats
 from llamita.cli_planning import add_planning
 from llamita.cli_serving import add_serving
 from llamita.cli_tuning import add_tuning
+from llamita.cli_tunnel import add_tunnel
 from llamita.errors import UserError
 
 app = typer.Typer(
@@ -26,6 +27,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+_INTERRUPTIONS = (
+    ("llamita.training.run", "RunInterrupted"),
+    ("llamita.windtunnel.verb", "StudyInterrupted"),
+)
 tokenizer_app = typer.Typer(help="Make a tokenizer.", no_args_is_help=True)
 app.add_typer(tokenizer_app, name="tokenizer")
 add_data(app)
@@ -35,6 +40,7 @@ add_tuning(app)
 add_chat(app)
 add_serving(app)
 add_evaluation(app)
+add_tunnel(app)
 
 
 @app.callback(invoke_without_command=True)
@@ -230,8 +236,9 @@ def main() -> None:
         sys.exit(1)
     except Exception as error:
         # Imported already if a run raised it: torch stays out of the other verbs.
-        run = sys.modules.get("llamita.training.run")
-        if run is not None and isinstance(error, run.RunInterrupted):
-            print(error, file=sys.stderr)
-            sys.exit(128 + error.signal_number)
+        for module, name in _INTERRUPTIONS:
+            imported = sys.modules.get(module)
+            if imported is not None and isinstance(error, getattr(imported, name)):
+                print(error, file=sys.stderr)
+                sys.exit(128 + error.signal_number)
         raise

@@ -24,8 +24,9 @@ from rich.console import Console
 
 from llamita.reporting import charts, panel
 from llamita.reporting.panel import Panel, watching
+from llamita.reporting.panel_lines import STYLES
 from llamita.reporting.panel_state import RunState
-from llamita.reporting.panel_view import STOPPING, STYLES, draw
+from llamita.reporting.panel_view import STOPPING, draw
 from tests.reporting.crafted import Event, events
 from tests.training.helpers import losses, tiny_values
 

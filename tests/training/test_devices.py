@@ -244,3 +244,38 @@ def test_compiled_code_is_kept_in_the_users_cache(
     keep_compiled_code()
     assert Path(os.environ[CACHE_VARIABLE]) == tmp_path / "llamita" / "compiled"
     assert Path(os.environ[CACHE_VARIABLE]).is_dir()
+
+
+_HOLES = """
+import sys
+from llamita.training.devices import map_large_blocks, memory_used
+import torch
+if sys.argv[1] == "mapped":
+    map_large_blocks()
+cpu = torch.device("cpu")
+torch.ones(7_000_000)  # 28 MB, freed: up to so much glibc would now serve from its heap
+before = memory_used(cpu)
+blocks = [torch.ones(800_000) for _ in range(100)]  # 3.2 MB each
+kept = blocks[::10] + [blocks[-1]]  # in between, so that the heap cannot shrink
+del blocks
+print((memory_used(cpu) - before) / 3.2e6)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc's heap that has holes")
+@pytest.mark.parametrize("how", ["mapped", "glibc's choice"])
+def test_large_blocks_leave_no_holes(how: str) -> None:
+    """Of a hundred blocks eleven are kept; glibc left alone would keep what lies between too."""
+    environment = {key: value for key, value in os.environ.items() if "MALLOC" not in key}
+    done = subprocess.run(
+        [sys.executable, "-c", _HOLES, how],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+    )
+    resident = float(done.stdout)
+    if how == "mapped":
+        assert resident == pytest.approx(11, abs=3)
+    else:
+        assert resident > 50

@@ -27,6 +27,8 @@ NF4_SCALES_BLOCK = 256
 such scales: 4 + 8 / 64 + 32 / (64 · 256) = 4.127 bits a weight."""
 NF4_TABLE_BYTES = 257 * FLOAT32
 """What the 8 bits of a matrix's scales stand for, and the scales' mean."""
+ADAPTERS_HEAP_SHARE = 0.05
+"""In place of `moments.HEAP_SHARE`, where blocks of a mebibyte or more are mapped one by one."""
 
 
 def quantized_bytes(inputs: int, outputs: int, quantization: Quantization) -> int:
@@ -233,6 +235,11 @@ class AdapterMoments(StepMoments):
     def loads_compiler(self) -> bool:
         """bitsandbytes imports torch.compile's modules: 115 MB."""
         return self.compiled or self.lora.quantization is not None
+
+    @property
+    def heap_share(self) -> float:
+        """Large blocks are mapped one by one (`training.devices.map_large_blocks`)."""
+        return ADAPTERS_HEAP_SHARE
 
     # -- moments of a step, in their order ---------------------------------------------------
 

@@ -389,6 +389,11 @@ class StepMoments:
     def loads_compiler(self) -> bool:
         return self.compiled
 
+    @property
+    def heap_share(self) -> float:
+        """Of what a step allocates and frees, what holes in a CPU's heap take besides."""
+        return HEAP_SHARE
+
     def overhead(self, memory: TrainingMemory) -> int:
         """What no tensor holds. Weights, moments and the average are allocated once and leave no
         holes; a GPU's allocator is asked for the peak of its blocks, where holes do not count."""
@@ -397,4 +402,4 @@ class StepMoments:
         lasting = memory.weights + memory.optimizer + memory.average
         code = COMPILED_CODE_BYTES if self.loads_compiler else CODE_BYTES
         code += DISTRIBUTED_CODE_BYTES if self.ranks > 1 else 0
-        return code + round(HEAP_SHARE * (memory.total - lasting))
+        return code + round(self.heap_share * (memory.total - lasting))

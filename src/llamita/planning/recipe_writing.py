@@ -30,7 +30,8 @@ MINICPM_RATE = 0.01
 _LONGEST = 4096
 _FEWEST_WINDOWS = 16
 _SHORTEST = 64
-_WARMUP, _DECAY = 0.01, 0.1
+DECAY_SHARE = 0.1
+_WARMUP = 0.01
 _SAVES = 20
 _MOST_STEPS_UNSAVED = 5000
 _VALIDATION_SHARE = 0.02
@@ -118,6 +119,9 @@ def recipe_for(
     shares: Mapping[str, float] = SHARES,
     law: Law | None = None,
     predicted: Predicted | None = None,
+    chosen: Tuning | None = None,
+    decay_share: float = DECAY_SHARE,
+    decay: Mapping[str, Any] | None = None,
 ) -> Draft:
     """A recipe that trains a shape on D tokens: stable for 90% of them, decay for the last 10%.
 
@@ -128,11 +132,14 @@ def recipe_for(
         shares: dataset → its share; each is looked for at data/NAME.
         law: see `tuning`.
         predicted: what the law says of this run, to be compared when it is over.
+        chosen: learning rate and batch, in place of the rules'.
+        decay_share, decay: another share, and a `Decay` schedule's keys.
 
     Raises:
         UserError: shares that do not sum to 1; too few tokens for a model to be trained on.
     """
-    chosen = tuning(config, parametrization, tokens, unique_tokens=unique_tokens, law=law)
+    if chosen is None:
+        chosen = tuning(config, parametrization, tokens, unique_tokens=unique_tokens, law=law)
     length = _sequence_length(config, chosen.batch_tokens)
     batch = _windows(chosen.batch_tokens / length) * length
     steps = math.ceil(tokens / batch)
@@ -150,7 +157,7 @@ def recipe_for(
         "batch_tokens": batch,
         "optimizer": {"learning_rate": float(f"{chosen.learning_rate:.3g}")},
         "datasets": _datasets(steps * batch, unique_tokens, shares),
-        "stages": _stages(steps, batch, shares),
+        "stages": _stages(steps, batch, shares, decay_share, decay or {"form": "1-sqrt"}),
         "checkpoints": {"every_steps": every},
         "validation": {
             "every_steps": every,
@@ -162,7 +169,7 @@ def recipe_for(
     recipe = check_recipe(values, f"recipe {name}")
     if unique_tokens is not None:
         recipe = _allow_epochs(recipe, values, config, parametrization)
-    return Draft(recipe, _comments(recipe, chosen, unique_tokens))
+    return Draft(recipe, _comments(recipe, chosen, unique_tokens, decay_share))
 
 
 def write_recipe(recipe: Recipe, path: str | Path, comments: Sequence[str] = ()) -> Path:
@@ -231,9 +238,15 @@ def _windows(wanted: float) -> int:
     return int(max(1, round(wanted / unit)) * unit)
 
 
-def _stages(steps: int, batch: int, shares: Mapping[str, float]) -> list[dict[str, Any]]:
-    decay = max(1, round(_DECAY * steps))
-    stable = steps - decay
+def _stages(
+    steps: int,
+    batch: int,
+    shares: Mapping[str, float],
+    decay_share: float,
+    decay: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    falling = max(1, round(decay_share * steps))
+    stable = steps - falling
     warmup = min(max(1, round(_WARMUP * steps)), stable)
     return [
         {
@@ -244,9 +257,9 @@ def _stages(steps: int, batch: int, shares: Mapping[str, float]) -> list[dict[st
         },
         {
             "name": "decay",
-            "tokens": decay * batch,
+            "tokens": falling * batch,
             "mixture": dict(shares),
-            "schedule": {"kind": "decay", "form": "1-sqrt"},
+            "schedule": {"kind": "decay", **decay},
         },
     ]
 
@@ -292,14 +305,16 @@ def _validation_tokens(tokens: int, measurements: int) -> int:
     return int(min(max(2 ** math.floor(math.log2(max(allowed, 1))), low), high))
 
 
-def _comments(recipe: Recipe, chosen: Tuning, unique_tokens: float | None) -> list[str]:
+def _comments(
+    recipe: Recipe, chosen: Tuning, unique_tokens: float | None, decay_share: float
+) -> list[str]:
     windows = recipe.batch_tokens // recipe.sequence_length
     lines = [
         f"learning_rate: {chosen.rate_rule}",
         f"batch_tokens: {chosen.batch_rule}; here {windows:,} × {recipe.sequence_length:,}",
         "sequence_length: the model's context, shortened until a batch has sixteen windows (ours)",
-        "stages: warm-up over 1%, decay over the last 10% of the steps (ours: MiniCPM's lengths "
-        "are unpublished)",
+        f"stages: warm-up over {_WARMUP:.0%}, decay over the last {decay_share:.0%} of the steps "
+        + ("(ours: MiniCPM's lengths are unpublished)" if decay_share == DECAY_SHARE else ""),
         "datasets: "
         + (
             f"{short(unique_tokens)} unique tokens by the shares of the mixture; paths are examples"

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 
-import llamita
-from llamita.durable import replace_synced
 from llamita.errors import UserError
 from llamita.evaluation.comparison_text import mean_of, when, written
 from llamita.evaluation.published import PublishedTable
 from llamita.evaluation.results import Evaluation
 from llamita.planning.quantities import tokens as short
 from llamita.reporting import evaluation_sections as sections
-from llamita.reporting import report_html as html
 from llamita.reporting.evaluation_beside import beside_published, compared
 from llamita.reporting.evaluation_sections import Shown
 from llamita.reporting.evaluation_training import along_training
+from llamita.reporting.page_frame import again, tiles, whole_page, write_page
 from llamita.reporting.report_html import text
-
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-"""The browser runs no script and fetches nothing, should a text ever get past escaping."""
 
 
 def write_evaluation_page(
@@ -44,14 +37,8 @@ def write_evaluation_page(
     """
     if not any(each.scores for each in evaluations):
         raise UserError("no task was scored: there is nothing to draw a page of")
-    if path.is_dir():
-        raise UserError(f"--html {path} is a directory: name a file, such as {path / 'eval.html'}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"could not write {path}: {error.strerror or error}") from error
-    replace_synced(path, render_evaluations(evaluations, published=published, command=command))
-    return path
+    page = render_evaluations(evaluations, published=published, command=command)
+    return write_page(page, path, "eval.html")
 
 
 def render_evaluations(
@@ -61,10 +48,6 @@ def render_evaluations(
     command: Sequence[str] = (),
 ) -> str:
     """The page as text. The same results give the same bytes."""
-    style = "".join(
-        (files("llamita.reporting") / name).read_text(encoding="utf-8")
-        for name in ("report.css", "evaluation.css")
-    )
     shown = Shown.of(evaluations, published)
     parts = [
         sections.scores(shown),
@@ -75,20 +58,10 @@ def render_evaluations(
         sections.missing(shown),
         sections.all_scores(shown),
         sections.asked(shown),
-        html.section("again", "Do it again", html.code(shlex.join(command))) if command else "",
+        again(command),
     ]
-    body = "\n".join(part for part in parts if part)
     title = _title(evaluations)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{text(title)} · llamita eval</title>\n<style>\n{style}</style>\n</head>\n"
-        f"<body>\n{_header(title, shown)}\n<main>\n{body}\n</main>\n"
-        f"<footer><p>Drawn by llamita {text(llamita.__version__)}. This file needs nothing "
-        "else.</p></footer>\n</body>\n</html>\n"
-    )
+    return whole_page(title, "eval", _header(title, shown), parts, "evaluation.css", "Drawn")
 
 
 def _title(evaluations: Sequence[Evaluation]) -> str:
@@ -153,23 +126,19 @@ def _tiles(shown: Shown) -> str:
         for each in evaluation.shown
     }
     found = [
-        ("Tasks", len(tasks), f"{len(scores)} scores"),
-        ("Items", sum(asked.values()), "asked in all"),
+        ("Tasks", f"{len(tasks):,}", f"{len(scores)} scores"),
+        ("Items", f"{sum(asked.values()):,}", "asked in all"),
     ]
     guessed = [each for each in scores if each.chance is not None]
     if guessed:
         lucky = sum(each.not_above_chance for each in guessed)
-        found.append(("Not above chance", lucky, f"of {len(guessed)} scores"))
+        found.append(("Not above chance", f"{lucky:,}", f"of {len(guessed)} scores"))
     sought = [each for each in scores if each.contaminated is not None]
     if sought:
         seen = sum(len(each.contaminated or ()) for each in sought)
         items = sum(len(each.values) for each in sought)
-        found.append(("Contaminated", seen, f"of {items:,} items looked for"))
+        found.append(("Contaminated", f"{seen:,}", f"of {items:,} items looked for"))
     missing = {each.task for evaluation in shown.evaluations for each in evaluation.missing}
     if missing:
-        found.append(("Not scored", len(missing), "see below"))
-    tiles = "".join(
-        f"<div><dt>{text(name)}</dt><dd>{count:,}<small>{text(note)}</small></dd></div>"
-        for name, count, note in found
-    )
-    return f'<dl class="tiles eval-tiles">{tiles}</dl>'
+        found.append(("Not scored", f"{len(missing):,}", "see below"))
+    return tiles(found, "eval-tiles")

@@ -11,28 +11,26 @@ from __future__ import annotations
 
 import os
 import re
-import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from llamita.planning.quantities import duration
 from llamita.planning.quantities import tokens as tokens_text
 from llamita.reporting.alerts import AlertFinder
 from llamita.reporting.events import Event
+from llamita.reporting.live_lines import LiveLines, can_draw
+from llamita.reporting.panel_lines import Line
 from llamita.reporting.panel_state import RunState
-from llamita.reporting.panel_view import STOPPING, STYLES, Line, draw
+from llamita.reporting.panel_view import STOPPING, draw
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.console import Console
 
-_SECONDS_BETWEEN_FRAMES = 0.25
-_SECONDS_OF_REST = 1.0  # without news the clock is still moved on
 _LEAST_COLUMNS, _LEAST_ROWS = 24, 8
 # The steady line of every few steps says nothing that the panel does not show.
 _STEADY_LINE = re.compile(r"step +\d+/\d+ \S+ \| loss ")
@@ -59,7 +57,7 @@ class View:
 @contextmanager
 def watching(*, plain: bool = False) -> Iterator[View]:
     """The live panel where standard output is a terminal that can show it, else plain lines."""
-    if plain or not _can_draw():
+    if plain or not can_draw():
         yield View(print, [AlertLines(print)])
         return
     with Panel() as panel:
@@ -91,18 +89,10 @@ class Panel:
     live = True
 
     def __init__(self, console: Console | None = None) -> None:
-        from rich.console import Console
-
-        self._console = console or Console(highlight=False, soft_wrap=True)
+        self._lines = LiveLines(self._frame, "panel", console)
         self._state = RunState()
         self._events: deque[Event] = deque()
-        self._lines: deque[str] = deque()
-        self._wake, self._ending = threading.Event(), False
         self._is_stopping = False
-        self._thread: threading.Thread | None = None
-        self._live: Any = None
-        self._frame: list[Line] = []
-        self._size = (0, 0)
 
     def __enter__(self) -> Self:
         return self
@@ -119,70 +109,28 @@ class Panel:
 
     def say(self, line: str) -> None:
         """A line that scrolls above the panel and stays."""
-        if self._thread is None:
-            self._print([line])
-        elif not _STEADY_LINE.match(line):
-            self._lines.append(line)
-            self._wake.set()
+        if not self._lines.drawing or not _STEADY_LINE.match(line):
+            self._lines.say(line)
 
     def observe(self, event: Event) -> None:
         self._events.append(event)
-        if event["event"] in ("start", "resume") and self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="panel", daemon=True)
-            self._thread.start()
+        if event["event"] in ("start", "resume") and not self._lines.drawing:
+            self._lines.start()
         elif event["event"] != "step":  # a progress event follows them
-            self._wake.set()
+            self._lines.wake()
 
     def stopping(self) -> None:
         """A signal asked the run to stop. Called from the signal's handler."""
         self._is_stopping = True
-        if self._thread is None:
+        if not self._lines.drawing:
             os.write(2, f"\n{STOPPING}\n".encode())
-        self._wake.set()
+        self._lines.wake()
 
     def close(self) -> None:
         """Draw no more, give the terminal back, and leave a summary."""
-        thread = self._thread
-        if thread is None:
-            return
-        self._ending = True
-        self._wake.set()
-        thread.join()
-        self._thread = None
-        self._print([*self._drained(), *summary(self._state, time.time())])
+        self._lines.stop(lambda: summary(self._state, time.time()))
 
     # -- the panel's own thread -------------------------------------------------------------
-
-    def _work(self) -> None:
-        from rich.live import Live
-
-        try:
-            with Live(
-                _Drawn(self),
-                console=self._console,
-                auto_refresh=False,
-                transient=True,
-                vertical_overflow="crop",
-            ) as self._live:
-                self._run()
-        except Exception as error:
-            # Lines go on plainly: a plot must not cost a run.
-            self._thread = None
-            told = f"{type(error).__name__}: {error}"
-            self._print([*self._drained(), f"warning: the panel failed ({told}); plain lines now"])
-
-    def _run(self) -> None:
-        while True:
-            began = time.monotonic()
-            ending = self._ending
-            self._take_in()
-            self._refresh()
-            if ending:
-                return
-            self._wake.wait(_SECONDS_OF_REST)
-            self._wake.clear()
-            if not self._ending:
-                time.sleep(max(0.0, _SECONDS_BETWEEN_FRAMES - (time.monotonic() - began)))
 
     def _take_in(self) -> None:
         while self._events:
@@ -190,64 +138,15 @@ class Panel:
             if event["event"] == "resume":
                 self._state.recall(event)
             for alert in self._state.observe(event):
-                self._lines.append(alert.line())
+                self._lines.say(alert.line())
 
-    def _refresh(self) -> None:
-        width, height = self._console.size
-        if width < self._size[0] and self._frame:
-            self._forget_wrapped(self._size[0], width)
-        self._size = (width, height)
+    def _frame(self, width: int, height: int) -> list[Line]:
+        self._take_in()
         if width < _LEAST_COLUMNS or height < _LEAST_ROWS:
-            self._frame = [[(f"step {self._state.step:,}"[:width], "")]]
-        else:
-            # A sixth of the window stays for the lines that scroll above.
-            rows = height - max(2, height // 6)
-            self._frame = draw(self._state, width, rows, time.time(), stopping=self._is_stopping)
-        lines = self._drained()
-        if lines:
-            self._print(lines)  # which draws the frame anew below them
-        else:
-            self._live.refresh()
-
-    def _forget_wrapped(self, before: int, width: int) -> None:
-        """The window became narrower: a terminal has broken each of the frame's lines."""
-        from rich.control import Control
-        from rich.segment import ControlType
-
-        erase = Control((ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1))
-        for _ in range(len(self._frame) * (-(-before // width) - 1)):
-            self._console.control(erase)
-
-    def _drained(self) -> list[str]:
-        lines = []
-        while self._lines:
-            lines.append(self._lines.popleft())
-        return lines
-
-    def _print(self, lines: Sequence[str]) -> None:
-        if lines:
-            self._console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
-
-    def rendered(self, console: Console) -> RenderResult:
-        """The current frame as rich's segments."""
-        from rich.segment import Segment
-
-        styles = _styles()
-        for number, line in enumerate(self._frame):
-            if number:
-                yield Segment.line()
-            for text, style in line:
-                yield Segment(text, styles[style])
-
-
-class _Drawn:
-    """What rich's Live shows: the panel's frame of the moment."""
-
-    def __init__(self, panel: Panel) -> None:
-        self._panel = panel
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        return self._panel.rendered(console)
+            return [[(f"step {self._state.step:,}"[:width], "")]]
+        # A sixth of the window stays for the lines that scroll above.
+        rows = height - max(2, height // 6)
+        return draw(self._state, width, rows, time.time(), stopping=self._is_stopping)
 
 
 def summary(state: RunState, now: float) -> list[str]:
@@ -270,27 +169,3 @@ def summary(state: RunState, now: float) -> list[str]:
         told = ", ".join(f"{alert.kind} at step {alert.step:,}" for alert in state.past_alerts)
         lines.append(f"alerts, told above: {told}")
     return lines
-
-
-def _can_draw() -> bool:
-    stream = sys.stdout
-    if not stream.isatty() or os.environ.get("TERM", "") in ("", "dumb", "unknown"):
-        return False
-    try:
-        "╭⣿▁".encode(stream.encoding or "ascii")
-    except (UnicodeEncodeError, LookupError):
-        return False
-    return True
-
-
-_STYLE_CACHE: dict[str, Any] = {}
-
-
-def _styles() -> dict[str, Any]:
-    if not _STYLE_CACHE:
-        from rich.style import Style
-
-        _STYLE_CACHE.update(
-            {name: Style.parse(text) if text else None for name, text in STYLES.items()}
-        )
-    return _STYLE_CACHE

@@ -1,44 +1,30 @@
-"""The live panel drawn: a run's state → lines of styled pieces, for a window of any size.
-
-Lines are made by hand and not of rich's tables: a frame then takes a millisecond or two of the
-interpreter, which the training thread needs too.
-"""
+"""The live panel drawn: a run's state → lines of styled pieces, for a window of any size."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from llamita.planning.quantities import duration, gigabytes
 from llamita.planning.quantities import tokens as tokens_text
 from llamita.reporting.alerts import Alert
 from llamita.reporting.charts import Point, bar, line_chart, sparkline
+from llamita.reporting.panel_lines import (
+    Line,
+    bottom,
+    clip,
+    cut,
+    framed,
+    length,
+    pad,
+    printable,
+    shortened,
+    titled,
+    wrap,
+)
 from llamita.reporting.panel_state import RunState
 
-Line = list[tuple[str, str]]
-"""Pieces of text, each with the name of its style in `STYLES`."""
-
-STYLES = {
-    "": "",
-    "frame": "bright_black",
-    "dim": "bright_black",
-    "title": "bold",
-    "value": "bold",
-    "accent": "cyan",
-    "stage": "bold cyan",
-    "loss raw": "dim cyan",
-    "loss": "bold bright_cyan",
-    "rate raw": "dim green",
-    "rate": "bold bright_green",
-    "bits": "magenta",
-    "good": "green",
-    "warn": "bold yellow",
-    "action": "yellow",
-    "text": "italic",
-}
 STOPS = "Ctrl-C saves and prints the command that goes on"
 STOPPING = "stopping after this step, with everything saved (Ctrl-C: at once)"
-_NARROW = re.compile(r"[ -~─-╿▁-▏⠀-⣿▲△·–…→↵]*")  # plainly one column each: a quick answer
 _WIDE = 96  # columns from which the two plots stand side by side
 
 
@@ -54,7 +40,7 @@ def draw(state: RunState, width: int, height: int, now: float, *, stopping: bool
     alerts = _alerts(state.finder.active or state.past_alerts[-1:], inner, state, height)
     # Below the frame, because a terminal writes ^C where the cursor rests: after this line.
     told = STOPPING if stopping else STOPS if width >= 60 else "Ctrl-C saves and says how to go on"
-    footer: Line = [("  ", ""), (_cut(told, inner - 4), "warn" if stopping else "dim")]
+    footer: Line = [("  ", ""), (cut(told, inner - 4), "warn" if stopping else "dim")]
     sample = _sample(state, inner, 3 if height >= 34 else 2 if height >= 24 else 0)
     room = height - 2 - len(head) - len(facts) - len(alerts) - 1
     if room - len(sample) < 5:
@@ -66,8 +52,7 @@ def draw(state: RunState, width: int, height: int, now: float, *, stopping: bool
         room += 1
     plots = _plots(state, inner, min(room, 14 if width >= _WIDE else 12))
     body = [*head, *plots, *facts, *sample, *alerts][: max(1, height - 3)]
-    framed = [_framed(line, width) for line in body]
-    return [_top(state, width), *framed, _bottom(width), footer]
+    return [_top(state, width), *(framed(line, width) for line in body), bottom(width), footer]
 
 
 # -- parts ----------------------------------------------------------------------------------
@@ -97,10 +82,10 @@ def _overview(state: RunState, width: int, now: float) -> list[Line]:
     ]
     if width < 64:
         narrow: Line = [parts[0], parts[1], parts[4]]
-        lines.append(_clip(narrow, width))
+        lines.append(clip(narrow, width))
     else:
-        lines.append(_clip(parts, width))
-    lines.append(_clip(_schedule(state, width), width))
+        lines.append(clip(parts, width))
+    lines.append(clip(_schedule(state, width), width))
     return lines
 
 
@@ -145,7 +130,7 @@ def _stages_bar(state: RunState, width: int) -> Line:
         if not last:
             line.append(("┃", "frame"))
             used += 1
-    return _clip(line, width)
+    return clip(line, width)
 
 
 def _plots(state: RunState, width: int, height: int) -> list[Line]:
@@ -164,7 +149,7 @@ def _plots(state: RunState, width: int, height: int) -> list[Line]:
         if room < height:
             history = [y for _, y in state.rate_history.points]
             spark = sparkline(history, max(4, width - len(speed) - 8))
-            lines.append(_clip([("speed ", "dim"), (speed + " ", "value"), (spark, "rate")], width))
+            lines.append(clip([("speed ", "dim"), (speed + " ", "value"), (spark, "rate")], width))
         return lines
     left = (width - 2) * 3 // 5
     right = width - 2 - left
@@ -189,10 +174,10 @@ def _plot(
     area: bool = False,
 ) -> list[Line]:
     """A title with the latest value, then a chart with its axis on the left, `height` lines."""
-    heading = _pad([(f"{title} ", "dim"), (value, "value"), (f"  {note}", "dim")], width)
+    heading = pad([(f"{title} ", "dim"), (value, "value"), (f"  {note}", "dim")], width)
     if not points:
-        waiting = _pad([("waiting for the first steps", "dim")], width)
-        blank = _pad([], width)
+        waiting = pad([("waiting for the first steps", "dim")], width)
+        blank = pad([], width)
         return [heading, *[waiting if n == (height - 1) // 2 else blank for n in range(height - 1)]]
     axis = 7
     chart = line_chart(points, width - axis, height - 1, area=area)
@@ -233,13 +218,13 @@ def _facts(state: RunState, width: int, now: float) -> list[Line]:
     saved: Line = [("saved ", "dim"), (state.saved or "nothing yet", "value")]
     if state.saved_time is not None:
         saved.append((f" {duration(max(0.0, now - state.saved_time))} ago", "dim"))
-    if machine and _length(machine) + 2 + _length(saved) <= width:
-        lines.append(_clip([*machine, ("  ", ""), *saved], width))
+    if machine and length(machine) + 2 + length(saved) <= width:
+        lines.append(clip([*machine, ("  ", ""), *saved], width))
     else:
-        lines += [_clip(part, width) for part in (machine, saved) if part]
+        lines += [clip(part, width) for part in (machine, saved) if part]
     if state.scores:
         told: Line = [("benchmarks ", "dim"), ("  ".join(state.scores), "value")]
-        lines.append(_clip(told, width))
+        lines.append(clip(told, width))
     if len(state.mixture) > 1:
         lines.append(_mixture(state, width))
     return lines
@@ -257,7 +242,7 @@ def _validation(state: RunState, width: int) -> Line:
     if len(state.each_validation) > 1 and width >= 60:
         each = "  ".join(f"{name} {value:.4f}" for name, value in state.each_validation.items())
         line.append((f"  {each}", "dim"))
-    return _clip(line, width)
+    return clip(line, width)
 
 
 def _pairs(state: RunState, width: int) -> Line:
@@ -265,7 +250,7 @@ def _pairs(state: RunState, width: int) -> Line:
     if not state.pair_validations:
         right, margin = state.batch_accuracy, state.batch_margin
         batch: Line = [("pairs told right ", "dim"), (f"{right:.1%}", "value")]
-        return _clip([*batch, (f" of the last batch, margin {margin:.3f}", "dim")], width)
+        return clip([*batch, (f" of the last batch, margin {margin:.3f}", "dim")], width)
     values = [value for _, value in state.pair_validations]
     line: Line = [("held-out pairs told right ", "dim"), (f"{values[-1]:.1%}", "value")]
     if values[-1] < max(values):
@@ -280,7 +265,7 @@ def _pairs(state: RunState, width: int) -> Line:
     if len(values) > 1:
         spark = sparkline(values, min(24, max(6, width // 4)))
         line += [(" ", ""), (spark, "bits")]
-    return _clip(line, width)
+    return clip(line, width)
 
 
 def _mixture(state: RunState, width: int) -> Line:
@@ -292,7 +277,7 @@ def _mixture(state: RunState, width: int) -> Line:
         if name in asked:
             line.append((f" of {asked[name]:.1%}", "dim"))
         line.append(("  ", ""))
-    return _clip(line, width)
+    return clip(line, width)
 
 
 def _sample(state: RunState, width: int, rows: int) -> list[Line]:
@@ -303,10 +288,10 @@ def _sample(state: RunState, width: int, rows: int) -> list[Line]:
     step, prompt, text = latest[int(state.step) // 50 % len(latest)]
     between = " → " if state.chats else ""
     shown = f"{prompt}{between}{text}".replace("\r", "").replace("\n", "↵").replace("\t", " ")
-    shown = "".join(c if c.isprintable() else "·" for c in shown)
+    shown = printable(shown)
     lines: list[Line] = [[(f"sample at step {step:,}", "dim")]]
     prefix = len((prompt + between).replace("\r", ""))
-    for number, piece in enumerate(_wrap(shown, width - 2)[: rows - 1]):
+    for number, piece in enumerate(wrap(shown, width - 2)[: rows - 1]):
         start = prefix if number == 0 else 0
         lines.append([("  ", ""), (piece[:start], "accent"), (piece[start:], "text")])
     return lines
@@ -319,15 +304,12 @@ def _alerts(alerts: Sequence[Alert], width: int, state: RunState, height: int) -
         lasting = alert in state.finder.active
         mark, style = ("▲ ", "warn") if lasting else ("△ ", "dim")
         message = f"step {alert.step:,}: {alert.message}"
-        told = _shortened(_wrap(message, width - 2), 2)
+        told = shortened(wrap(message, width - 2), 2)
         lines += [[(mark if n == 0 else "  ", style), (t, style)] for n, t in enumerate(told)]
         if lasting:
-            todo = _shortened(_wrap(alert.action, width - 2), 3)
+            todo = shortened(wrap(alert.action, width - 2), 3)
             lines += [[("  ", ""), (t, "action")] for t in todo]
     return lines
-
-
-# -- lines ----------------------------------------------------------------------------------
 
 
 def _top(state: RunState, width: int) -> Line:
@@ -337,103 +319,9 @@ def _top(state: RunState, width: int) -> Line:
     where = f"{environment.get('device', '')} {environment.get('dtype', '')}, {compiled}"
     if devices > 1:
         where = f"{devices} × {where}"
-    title = state.run or state.name
     size = f"{tokens_text(state.parameters)} parameters" if state.parameters else ""
-    notes = [note for note in (size, where) if note.strip(", ")]
-    right = f" {' · '.join(notes)} "
-    if len(right) + len(title) + 10 > width:
-        right = f" {size} " if size and len(size) + len(title) + 10 <= width else ""
-    title = _cut(title, max(4, width - len(right) - 8))
-    end = "─╮" if right else "╮"
-    fill = "─" * max(0, width - 4 - _cells(title) - len(right) - len(end))
-    line: Line = [("╭─ ", "frame"), (title, "title"), (f" {fill}", "frame"), (right, "dim")]
-    return _exact([*line, (end, "frame")], width)
-
-
-def _bottom(width: int) -> Line:
-    return [("╰" + "─" * (width - 2) + "╯", "frame")]
-
-
-def _framed(line: Line, width: int) -> Line:
-    return [("│ ", "frame"), *_pad(line, width - 4), (" │", "frame")]
-
-
-def _cells(text: str) -> int:
-    """Columns on a terminal: CJK and emoji take two."""
-    if _NARROW.fullmatch(text):
-        return len(text)
-    from rich.cells import cell_len
-
-    return cell_len(text)
-
-
-def _length(line: Line) -> int:
-    return sum(_cells(text) for text, _ in line)
-
-
-def _cut(text: str, width: int) -> str:
-    if _cells(text) <= width:
-        return text
-    from rich.cells import set_cell_size
-
-    return set_cell_size(text, max(0, width - 1)) + "…"
-
-
-def _clip(line: Line, width: int) -> Line:
-    """As many pieces as fit; the first that does not is cut."""
-    kept: Line = []
-    room = width
-    for text, style in line:
-        size = _cells(text)
-        if size > room:
-            if room > 1:
-                kept.append((_cut(text, room), style))
-            return kept
-        kept.append((text, style))
-        room -= size
-    return kept
-
-
-def _pad(line: Line, width: int) -> Line:
-    line = _clip(line, width)
-    used = _length(line)
-    return [*line, (" " * (width - used), "")] if used < width else line
-
-
-def _exact(line: Line, width: int) -> Line:
-    return _pad(line, width)
-
-
-def _wrap(text: str, width: int) -> list[str]:
-    """At spaces where there are any, else anywhere; wide characters counted as two."""
-    lines, line, used = [], "", 0
-    for word in _words(text, width):
-        size = _cells(word)
-        if used + size > width and line:
-            lines.append(line.rstrip())
-            line, used = "", 0
-            word = word.lstrip() or word
-            size = _cells(word)
-        line, used = line + word, used + size
-    return [*lines, line] if line else lines
-
-
-def _shortened(lines: list[str], most: int) -> list[str]:
-    if len(lines) <= most:
-        return lines
-    return [*lines[: most - 1], lines[most - 1][:-1] + "…"]
-
-
-def _words(text: str, width: int) -> list[str]:
-    words: list[str] = []
-    for number, word in enumerate(text.split(" ")):
-        piece = word if number == 0 else " " + word
-        while _cells(piece) > width:
-            head = piece[: max(1, width // 2)]
-            words.append(head)
-            piece = piece[len(head) :]
-        words.append(piece)
-    return words
+    notes = " · ".join(note for note in (size, where) if note.strip(", "))
+    return titled(state.run or state.name, notes, width, least=size)
 
 
 def _short(value: float) -> str:

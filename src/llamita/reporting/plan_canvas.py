@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+MARKS = ("o", "s", "D", "^", "v", "P", "X")
 _VARIABLES = {INK: "ink", SOFT: "soft", PAPER: "paper", GRID: "grid", WARN: "warn"}
 _VARIABLES |= {colour: f"c{number}" for number, colour in enumerate(COLOURS)}
 INCHES = (4.5, 3.45)
@@ -51,7 +52,8 @@ class PlanFigure:
     """One figure, in words and as what draws it.
 
     key: its files' name. caption: what is to be seen. description: its numbers, for those who do
-    not see it. panels: each draws one axes, with a title of its own if there are several.
+    not see it. panels: each draws one axes, with a title of its own if there are several, and
+    `panel_descriptions` if each stands alone where a page is narrow.
     """
 
     key: str
@@ -61,6 +63,27 @@ class PlanFigure:
     panels: tuple[Callable[[Axes], None], ...]
     panel_titles: tuple[str, ...] = ()
     inches: tuple[float, float] = INCHES
+    panel_descriptions: tuple[str, ...] = ()
+
+
+def single_panels(figure: PlanFigure) -> list[PlanFigure]:
+    """A figure of several panels as a figure of each."""
+    if len(figure.panels) == 1:
+        return [figure]
+    said = figure.panel_descriptions or (figure.description,) * len(figure.panels)
+    return [
+        PlanFigure(
+            f"{figure.key}-panel-{number}",
+            f"{figure.title}: {title}",
+            figure.caption,
+            description,
+            (draw,),
+            inches=figure.inches,
+        )
+        for number, (draw, title, description) in enumerate(
+            zip(figure.panels, figure.panel_titles, said, strict=True)
+        )
+    ]
 
 
 def build_canvas(figure: PlanFigure, *, titled: bool = True) -> Canvas:
@@ -121,10 +144,8 @@ def inline_svg(figure: PlanFigure) -> str:
     body = drawn[opened.end() : drawn.rindex("</svg>")]
     # Its <style> would apply to the whole page; plan.css has that rule for figures alone.
     body = re.sub(r"<!--.*?-->|<style.*?</style>", "", body, flags=re.DOTALL)
-    body = re.sub(r"#[0-9a-f]{6}\b", lambda found: _themed(found.group()), body)
-    # Hundredths of a point are enough, and half as many bytes.
-    body = re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found.group()):.2f}", body)
-    body = _own_ids(body.replace("xlink:href", "href"), figure.key)
+    # Between tags stand words and numbers, which are what they are.
+    body = re.sub(r"<[^>]*>", lambda found: _own_tag(found.group(), figure.key), body)
     names = (f"{figure.key}-title", f"{figure.key}-description")
     return (
         f'<svg class="drawn" viewBox="{opened.group(1)}" role="img" '
@@ -134,17 +155,84 @@ def inline_svg(figure: PlanFigure) -> str:
     )
 
 
+def _own_tag(tag: str, key: str) -> str:
+    tag = re.sub(r"#[0-9a-f]{6}\b", lambda found: _themed(found.group()), tag)
+    # Hundredths of a point are enough, and half as many bytes.
+    tag = re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found.group()):.2f}", tag)
+    return _own_ids(tag.replace("xlink:href", "href"), key)
+
+
 def _themed(colour: str) -> str:
     return f"var(--{_VARIABLES[colour]})" if colour in _VARIABLES else colour
 
 
-def _own_ids(body: str, key: str) -> str:
+def _own_ids(tag: str, key: str) -> str:
     """Ids, and what points to them, so that none is another figure's."""
-    body = re.sub(r' id="([^"]*)"', rf' id="{key}-\1"', body)
-    return re.sub(r'(url\(|href=")#', rf"\1#{key}-", body)
+    tag = re.sub(r' id="([^"]*)"', rf' id="{key}-\1"', tag)
+    return re.sub(r'(url\(|href=")#', rf"\1#{key}-", tag)
+
+
+# -- marks ----------------------------------------------------------------------------------------
+
+
+def look(number: int) -> tuple[str, str, Any]:
+    """The colour, mark and dash of a figure's curves by number, none twice among the first 28."""
+    colour = COLOURS[number % len(COLOURS)]
+    return colour, MARKS[number % len(MARKS)], DASHES[number // len(COLOURS) % len(DASHES)]
+
+
+def bars(
+    panel: Axes,
+    x: float,
+    y: float,
+    ends: tuple[float, float],
+    colour: str,
+    *,
+    across: bool = False,
+) -> None:
+    """An interval through a point, upright or across, with caps."""
+    around = x if across else y
+    sides = [[max(0.0, around - ends[0])], [max(0.0, ends[1] - around)]]
+    panel.errorbar(
+        [x],
+        [y],
+        xerr=sides if across else None,
+        yerr=None if across else sides,
+        fmt="none",
+        color=colour,
+        elinewidth=1.3,
+        capsize=3,
+        zorder=4,
+    )
+
+
+def legend_below(panel: Axes, columns: int) -> None:
+    """Under the axis' name, where it hides nothing."""
+    if not panel.get_legend_handles_labels()[1]:
+        return
+    panel.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.45, -0.17),
+        ncols=columns,
+        borderpad=0,
+        columnspacing=1.2,
+        handlelength=1.6,
+    )
 
 
 # -- axes -----------------------------------------------------------------------------------------
+
+
+def numbered_axis(panel: Axes, name: str, values: Sequence[float]) -> None:
+    """A logarithmic axis that says just these values."""
+    from matplotlib.ticker import NullLocator
+
+    getattr(panel, f"set_{name}scale")("log")
+    axis = getattr(panel, f"{name}axis")
+    axis.set_minor_locator(NullLocator())
+    axis.set_ticks(list(values), [f"{value:,.10g}" for value in values])
+    room = (max(values) / min(values)) ** 0.07 if max(values) > min(values) else 1.5
+    getattr(panel, f"set_{name}lim")(min(values) / room, max(values) * room)
 
 
 def log_axis(

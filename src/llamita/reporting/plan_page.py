@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 
-import llamita
 from llamita.errors import UserError
 from llamita.planning.answer import Answer, Option
 from llamita.planning.answer_text import loss_text, money
@@ -16,14 +13,12 @@ from llamita.planning.quantities import duration
 from llamita.planning.quantities import tokens as short
 from llamita.reporting import plan_sections as sections
 from llamita.reporting import report_html as html
-from llamita.reporting.plan_canvas import PlanFigure, flops_text, inline_svg
+from llamita.reporting.page_frame import again, figures_of, tiles, whole_page
+from llamita.reporting.plan_canvas import PlanFigure, flops_text
 from llamita.reporting.plan_map_drawings import reading
 from llamita.reporting.plan_plots import page_figures
 from llamita.reporting.plot_style import require_matplotlib
 from llamita.reporting.report_html import text
-
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-"""The browser runs no script and fetches nothing, should a text ever get past escaping."""
 
 
 def write_plan_page(
@@ -57,10 +52,6 @@ def render_plan(
     answer: Answer, *, command: Sequence[str] = (), figures: Sequence[PlanFigure] = ()
 ) -> str:
     """The page as text. The same answer gives the same bytes."""
-    style = "".join(
-        (files("llamita.reporting") / name).read_text(encoding="utf-8")
-        for name in ("report.css", "plan.css")
-    )
     drawn = [*page_figures(answer), *figures]
     maps = [each for each in drawn if each.key.startswith("map-")]
     others = [each for each in drawn if each not in maps]
@@ -75,19 +66,9 @@ def render_plan(
         sections.repeats(answer),
         sections.assumptions(answer),
         sections.law(answer.law),
-        _again(command),
+        again(command),
     ]
-    body = "\n".join(part for part in parts if part)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{text(answer.words)} · llamita plan</title>\n<style>\n{style}</style>\n</head>\n"
-        f"<body>\n{_header(answer)}\n<main>\n{body}\n</main>\n"
-        f"<footer><p>Worked out by llamita {text(llamita.__version__)}. This file needs nothing "
-        "else.</p></footer>\n</body>\n</html>\n"
-    )
+    return whole_page(answer.words, "plan", _header(answer), parts, "plan.css", "Worked out")
 
 
 # -- head ------------------------------------------------------------------------------------------
@@ -152,11 +133,7 @@ def _tiles(answer: Answer) -> str:
         found.append(("Training time", duration(best.training_seconds), _hardware(answer)))
     if best.epochs is not None:
         found.append(("Epochs", f"{best.epochs:.2f}", "of the unique text"))
-    tiles = "".join(
-        f"<div><dt>{text(name)}</dt><dd>{text(value)}<small>{text(note)}</small></dd></div>"
-        for name, value, note in found
-    )
-    return f'<dl class="tiles plan-tiles">{tiles}</dl>'
+    return tiles(found, "plan-tiles")
 
 
 def _hardware(answer: Answer) -> str:
@@ -170,22 +147,9 @@ def _hardware(answer: Answer) -> str:
 def _figures(key: str, title: str, shown: Sequence[PlanFigure], note: str = "") -> str:
     if not shown:
         return ""
-    drawn = "".join(
-        f'<figure class="plot" id="figure-{text(each.key)}"><figcaption><h3>{text(each.title)}</h3>'
-        f'<p class="note">{text(each.caption)}</p></figcaption>{inline_svg(each)}</figure>'
-        for each in shown
-    )
-    drawn += (
-        f'<div class="reading"><h3>How to read them</h3><p>{text(note)}</p></div>' if note else ""
-    )
-    return html.section(key, title, f'<div class="figures">{drawn}</div>')
+    aside = f"<h3>How to read them</h3><p>{text(note)}</p>" if note else ""
+    return html.section(key, title, figures_of(shown, aside))
 
 
 def _reading(answer: Answer) -> str:
     return "" if answer.question is None else reading(answer.question.demand)
-
-
-def _again(command: Sequence[str]) -> str:
-    if not command:
-        return ""
-    return html.section("again", "Do it again", html.code(shlex.join(command)))

@@ -20,22 +20,22 @@ _CONSTANTS = {"E": "E", "A": "A", "alpha": "α", "B": "B", "beta": "β"}
 def warnings(answer: Answer) -> str:
     if not answer.warnings:
         return ""
-    return html.section("warnings", "Beware", _list(answer.warnings, "facts warnings"))
+    return html.section("warnings", "Beware", listed(answer.warnings, "facts warnings"))
 
 
 def facts(answer: Answer) -> str:
     if not answer.facts:
         return ""
-    return html.section("facts", "What follows", _list(answer.facts, "facts"))
+    return html.section("facts", "What follows", listed(answer.facts, "facts"))
 
 
 def assumptions(answer: Answer) -> str:
     if not answer.assumptions:
         return ""
-    return html.section("assumptions", "Assumed", _list(answer.assumptions, "plain"))
+    return html.section("assumptions", "Assumed", listed(answer.assumptions, "plain"))
 
 
-def _list(items: tuple[str, ...], style: str) -> str:
+def listed(items: tuple[str, ...], style: str) -> str:
     return f'<ul class="{style}">' + "".join(f"<li>{text(each)}</li>" for each in items) + "</ul>"
 
 
@@ -61,12 +61,12 @@ def options(answer: Answer) -> str:
     for each in answer.options:
         cells = _cells(each)
         rows.append([text(each.label), *(text(cells[name]) for name in columns)])
-    note = "The recommended one first. A parameter: tokens for each parameter."
-    note += " FLOPs: training and serving." if serving else ""
+    words = "The recommended one first. A parameter: tokens for each parameter."
+    words += " FLOPs: training and serving." if serving else ""
     if held:
-        note += " Beyond: more than the recommended one costs in all."
+        words += " Beyond: more than the recommended one costs in all."
     body = html.table(["", *columns], rows, style="numbers options")
-    return html.section("options", "Options", f"{body}{_note(note)}")
+    return html.section("options", "Options", f"{body}{note(words)}")
 
 
 def _cells(each: Option) -> dict[str, str]:
@@ -110,12 +110,12 @@ def changes(answer: Answer) -> str:
         rows.append([text(cell) for cell in cells])
     body = html.table(["", *columns], rows, style="numbers") if rows else ""
     if regrets:
-        body += _note(
+        body += note(
             "Keeping the size: what the recommended size would then cost beyond the best, trained "
             "to the same loss."
         )
     obstacles = tuple(f"{each.what}: {each.obstacle}" for each in answer.changes if each.obstacle)
-    body += _list(obstacles, "plain") if obstacles else ""
+    body += listed(obstacles, "plain") if obstacles else ""
     return html.section("changes", "What changes if", body)
 
 
@@ -131,7 +131,7 @@ def candidates(answer: Answer) -> str:
     rows = [[text(cell) for cell in _candidate(each, mixture)] for each in answer.candidates]
     first = json.dumps(answer.candidates[0].config.to_huggingface(), indent=1)
     body = html.table(["", *columns], rows, style="numbers")
-    body += _note("Over 6·N·D: with the head and attention counted, which 6·N·D leaves out.")
+    body += note("Over 6·N·D: with the head and attention counted, which 6·N·D leaves out.")
     body += html.folded("config.json of the first", html.code(first))
     return html.section("shapes", "Shapes that can be built", body)
 
@@ -171,7 +171,7 @@ def repeats(answer: Answer) -> str:
         for each in answer.repeats
     ]
     unique = answer.repeats[0].tokens / answer.repeats[0].epochs
-    body = html.table(columns, rows, style="numbers") + _note(
+    body = html.table(columns, rows, style="numbers") + note(
         f"A repeated token is worth half a fresh one after {answer.law.epochs_at_worth(0.5):.1f} "
         f"epochs; no amount of repeating makes {short(unique)} tokens worth more than "
         f"{short(answer.law.most_effective_tokens(unique))}."
@@ -243,5 +243,5 @@ def _about(found: Law) -> list[tuple[str, str]]:
     ]
 
 
-def _note(words: str) -> str:
+def note(words: str) -> str:
     return f'<p class="note">{text(words)}</p>'

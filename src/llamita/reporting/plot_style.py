@@ -31,17 +31,17 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def require_matplotlib(what: str, flag: str) -> None:
+def require_matplotlib(what: str, flag: str = "") -> None:
     """
     Args:
         what: what is drawn, with its verb, as `PNGs are`.
-        flag: what asks for it.
+        flag: what asks for it, where one can do without.
 
     Raises:
         UserError: matplotlib is not installed.
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise UserError(
-            f"{what} drawn by matplotlib, which is not installed; "
-            f"pip install 'llamita[plots]', or leave {flag} out"
+            f"{what} drawn by matplotlib, which is not installed; pip install 'llamita[plots]'"
+            + (f", or leave {flag} out" if flag else "")
         )

@@ -11,9 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llamita.errors import UserError
 from llamita.recipes.schema import Guard
 
 _MIN_HISTORY = 16  # fewer steps give no σ worth the name
+
+
+class Diverged(UserError):
+    """Loss or gradients stayed non-finite: what a learning rate beyond all reason does."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from llamita.data.batch import Batch, Cursor, StageData
-from llamita.errors import UserError
 from llamita.model.adapter_directory import weights_fingerprint
 from llamita.model.adapters import learnt_state
 from llamita.model.decoder import Decoder
@@ -30,7 +29,7 @@ from llamita.training.checkpoint import (
 )
 from llamita.training.devices import Compute, memory_used
 from llamita.training.final import write_model
-from llamita.training.guards import StepGuard
+from llamita.training.guards import Diverged, StepGuard
 from llamita.training.judging import Judge
 from llamita.training.objective import Objective, build_objective
 from llamita.training.optimizer import optimizer_state, without_padding
@@ -144,7 +143,8 @@ class Trainer:
 
         Raises:
             Interrupted: asked to stop; a checkpoint was written.
-            UserError: the loss stayed non-finite, or a checkpoint could not be written.
+            Diverged: the loss stayed non-finite.
+            UserError: a checkpoint could not be written.
         """
         position, stages = self.position, self.plan.stages
         self._open_pairs(stages[position.stage])
@@ -404,7 +404,7 @@ class Trainer:
             saved = "nothing was saved yet"
             if self._saved_at is not None:
                 saved = f"{self.run_directory / f'step-{self._saved_at}'} is the last checkpoint"
-            raise UserError(
+            raise Diverged(
                 f"loss or gradients were not finite for {limit} steps running, at step "
                 f"{self.position.step}; {saved}. Branch from it with a lower learning rate: "
                 f"llamita train RECIPE --from {self.run_directory}/step-N "

@@ -19,12 +19,16 @@ from llamita.errors import UserError
 from llamita.recipes.schema import Runtime
 
 
+class RunLocked(UserError):
+    """Another process trains this run."""
+
+
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
     """One process to a run directory.
 
     Raises:
-        UserError: another process holds it; which one, as far as it said.
+        RunLocked: another process holds it; which one, as far as it said.
     """
     run.mkdir(parents=True, exist_ok=True)
     with (run / ".lock").open("a+") as file:
@@ -32,7 +36,7 @@ def locked(run: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            raise UserError(
+            raise RunLocked(
                 f"{run} is being trained by another process ({file.read().strip() or 'unknown'}); "
                 "wait for it, stop it, or choose another --out"
             ) from error

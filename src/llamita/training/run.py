@@ -39,7 +39,7 @@ from llamita.training.checkpoint import (
     step_directories,
 )
 from llamita.training.compilation import keep_compiled_code
-from llamita.training.devices import forget_peak_memory, peak_memory
+from llamita.training.devices import forget_peak_memory, map_large_blocks, peak_memory
 from llamita.training.environment import Environment, describe_memory, settle_environment
 from llamita.training.final import final_bits_per_byte, write_final
 from llamita.training.forecast import write_forecast
@@ -178,6 +178,8 @@ def _train(
         import_module("llamita.evaluation.quick_suite")
     environment = settle_environment(plan, recorded, world)
     compute = environment.compute
+    if recipe.adapter is not None and compute.device.type == "cpu":
+        map_large_blocks()
     say(describe_memory(plan, environment))
     for reason in compute.reasons:
         say(f"  compute     {reason}")

@@ -1,0 +1,180 @@
+"""Searches that Optuna steers, on losses that a formula gives in place of runs."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from llamita.errors import UserError
+from llamita.windtunnel.findings import RunResult, Status
+from llamita.windtunnel.points import Point, Points
+from llamita.windtunnel.results import Journal
+from llamita.windtunnel.search import Search, default_storage, without_password
+from tests.windtunnel.helpers import RATES, points_of
+
+SEARCH = RATES | {
+    "axes": {"optimizer.learning_rate": {"low": 1e-4, "high": 1.0}},
+    "search": {"kind": "tpe", "trials": 10, "seed": 3},
+    "sizes": ["16x1"],
+}
+BEST = 0.02
+
+
+def loss_at(point: Point) -> float:
+    """Lowest at BEST, as a parabola in the rate's logarithm."""
+    rate = point.values["optimizer.learning_rate"]
+    return 1.0 + 0.05 * math.log(rate / BEST) ** 2
+
+
+def result(point: Point, status: Status = "done", loss: float | None = None) -> RunResult:
+    return RunResult(
+        key=point.key,
+        experiment=point.experiment,
+        status=status,
+        size=point.size.name,
+        hidden_size=point.size.hidden_size,
+        layers=1,
+        parameters=point.size.parameters,
+        total_parameters=1,
+        parametrization=point.parametrization,
+        seed=point.seed,
+        tokens=point.num_tokens,
+        batch_tokens=128,
+        values=point.values,
+        loss=loss,
+        curve=((0, 4.0), (100, 3.0)),
+    )
+
+
+def search_of(points: Points, study: Path, **changes: Any) -> Search:
+    study.mkdir(exist_ok=True)
+    values = {
+        "storage": default_storage(study),
+        "journal": Journal(study),
+        "owner": "here",
+    } | changes
+    return Search("study", points.searched[0], points.base, **values)
+
+
+@pytest.fixture
+def points(tiny_data: Path, tmp_path: Path) -> Points:
+    return points_of(tmp_path, tiny_data, {"rate": SEARCH})
+
+
+def run_all(search: Search, journal: Journal) -> list[Point]:
+    made = []
+    while (point := search.next()) is not None:
+        made.append(point)
+        ended = result(point, loss=loss_at(point))
+        journal.add(ended)
+        search.ended(point, ended)
+    return made
+
+
+def test_a_search_comes_near_the_planted_optimum(tiny_data: Path, tmp_path: Path) -> None:
+    search = {"kind": "tpe", "trials": 24, "seed": 3}
+    points = points_of(tmp_path, tiny_data, {"rate": SEARCH | {"search": search}})
+    study = tmp_path / "study"
+    study.mkdir()
+    journal = Journal(study)
+    made = run_all(search_of(points, study, journal=journal), journal)
+    assert len(made) == 24
+    best = min(made, key=loss_at)
+    assert best.values["optimizer.learning_rate"] == pytest.approx(BEST, rel=0.5)
+    # and spends more of its later trials near it than chance would (a quarter of the range)
+    near = [abs(math.log10(p.values["optimizer.learning_rate"] / BEST)) < 0.5 for p in made[8:]]
+    assert sum(near) > len(near) / 2
+
+
+def test_the_same_search_tries_the_same_values(points: Points, tmp_path: Path) -> None:
+    tried = []
+    for name in ("a", "b"):
+        study = tmp_path / name
+        study.mkdir()
+        journal = Journal(study)
+        tried.append([p.key for p in run_all(search_of(points, study, journal=journal), journal)])
+    assert tried[0] == tried[1]
+
+
+def test_a_search_that_was_killed_goes_on_with_what_it_had_begun(
+    points: Points, tmp_path: Path
+) -> None:
+    study = tmp_path / "study"
+    study.mkdir()
+    whole_study = tmp_path / "whole"
+    whole_study.mkdir()
+    journal = Journal(whole_study)
+    whole = [p.key for p in run_all(search_of(points, whole_study, journal=journal), journal)]
+    first = search_of(points, study)
+    begun = first.next()
+    assert begun is not None  # and now the process is killed
+    journal = Journal(study)
+    again = [p.key for p in run_all(search_of(points, study, journal=journal), journal)]
+    assert again[0] == begun.key
+    assert again == whole
+
+
+def test_another_machines_trial_is_left_to_it(points: Points, tmp_path: Path) -> None:
+    storage = default_storage(tmp_path)
+    theirs = search_of(points, tmp_path / "theirs", storage=storage, owner="there").next()
+    journal = Journal(tmp_path)
+    ours = run_all(search_of(points, tmp_path / "ours", storage=storage, journal=journal), journal)
+    assert theirs is not None
+    assert theirs.key not in {point.key for point in ours}
+    assert len(ours) == 9  # theirs is one of the ten
+
+
+def test_a_diverged_run_counts_as_bad_and_a_failed_one_not_at_all(
+    points: Points, tmp_path: Path
+) -> None:
+    search = search_of(points, tmp_path / "study")
+    for status in ("diverged", "failed", "pruned"):
+        point = search.next()
+        assert point is not None
+        search.ended(point, result(point, status))  # type: ignore[arg-type]
+    study = optuna.load_study(
+        study_name="study/rate/16x1/llama/0",
+        storage=default_storage(tmp_path / "study"),
+    )
+    states = [trial.state.name for trial in study.trials]
+    assert states == ["COMPLETE", "FAIL", "PRUNED"]
+    assert study.trials[0].value == 4.0  # what it began with
+
+
+def test_a_run_far_worse_than_the_others_is_stopped(points: Points, tmp_path: Path) -> None:
+    search = search_of(points, tmp_path / "study")
+    for _ in range(6):
+        point = search.next()
+        assert point is not None
+        for step in range(1, 6):
+            assert not search.judged(point, step, 3.0 - 0.1 * step)
+        search.ended(point, result(point, loss=2.5))
+    point = search.next()
+    assert point is not None
+    stopped = [search.judged(point, step, 3.9) for step in range(1, 6)]
+    assert stopped[0] is False  # the first validations say little
+    assert True in stopped
+
+
+def test_storage_that_is_gone_or_locked_is_an_error(points: Points, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is locked, gone or not to be reached"):
+        search_of(points, tmp_path / "s", storage=f"sqlite:///{tmp_path}/nowhere/optuna.db")
+    with pytest.raises(UserError, match="is locked, gone or not to be reached"):
+        search_of(points, tmp_path / "s", storage="nosuchdatabase://x")
+
+
+def test_a_password_is_not_shown() -> None:
+    url = "postgresql://me:secret@host/db"
+    assert without_password(url) == "postgresql://me:…@host/db"
+    assert without_password("sqlite:///a.db") == "sqlite:///a.db"
+
+
+def test_values_that_a_search_cannot_choose_among(tiny_data: Path, tmp_path: Path) -> None:
+    axes = {"optimizer.betas": [[0.9, 0.95], [0.9, 0.99]]}
+    found = points_of(tmp_path, tiny_data, {"rate": SEARCH | {"axes": axes}})
+    with pytest.raises(UserError, match="plain values"):
+        search_of(found, tmp_path / "s")
