@@ -78,8 +78,10 @@ def planted_curves(
         for seed in range(seeds):
             for batch in batches:
                 needed = best + surface(math.log(batch) - np.log(A / losses**B))
+                # Far above B* the first losses would take more tokens than those that follow.
+                needed = np.minimum.accumulate(needed[::-1])[::-1]
                 tokens = np.linspace(end / validations, end, validations)
-                curve = np.interp(np.log(tokens), np.maximum.accumulate(needed), losses)
+                curve = np.interp(np.log(tokens), needed, losses)
                 curve += of_run * generator.standard_normal()
                 curve += of_point * generator.standard_normal(validations)
                 runs.append(
@@ -131,7 +133,7 @@ def test_minima_and_their_tokens_are_those_planted() -> None:
             v = math.log(batch / (A / each.loss**B))
             if abs(v) < 4:  # beyond that more tokens would not lower the planted loss everywhere
                 wanted = fewest * math.exp(0.08 * v * v)
-                assert tokens == pytest.approx(wanted, rel=0.01)
+                assert tokens == pytest.approx(wanted, rel=0.02)
         assert list(each.batches) == sorted(each.batches)
 
 
@@ -241,9 +243,9 @@ def few(law: Callable[[], BatchLaw]) -> str:
 
 def test_too_few_minima_are_refused_with_how_many_are_missing() -> None:
     message = few(lambda: fit_batch_law([]))
-    assert "takes 3 minima at different losses, and there are 0: 3 more are missing" in message
+    assert "takes 3 minima at different losses, and there are 0: missing are 3 more" in message
     message = few(lambda: fit_batch_law(without_noise(batches=BATCHES[:2], sizes=("9m",))))
-    assert "9m: curves of 2 batch sizes, where 3 are needed; 1 more are missing" in message
+    assert "9m: curves of 2 batch sizes, where 3 are needed; missing are 1 more" in message
     message = few(lambda: fit_batch_law(without_noise(batches=(2**6, 2**7, 2**8, 2**9))))
     assert "fewest tokens at the largest batch" in message
 

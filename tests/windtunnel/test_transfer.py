@@ -232,7 +232,7 @@ def test_diverged_runs_count_and_unfinished_ones_do_not() -> None:
     found = transfer(runs)
     assert all(each.optimum.diverged == (0.08,) for each in found.optima)
     assert found.exponent == pytest.approx(0, abs=1e-9)
-    assert "2 of w64's runs did not come to an end and do not count" in found.verdict
+    assert "not counted: 2 of w64's runs that came to no end" in found.verdict
 
 
 def test_a_size_without_a_degree_of_freedom_has_the_others_noise() -> None:

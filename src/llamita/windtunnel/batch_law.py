@@ -83,7 +83,7 @@ def _refuse_too_few(count: int, skipped: Sequence[str]) -> None:
         why = f" ({'; '.join(skipped)})" if skipped else ""
         raise UserError(
             f"a batch law takes {MIN_MINIMA} minima at different losses, and there are {count}: "
-            f"{MIN_MINIMA - count} more are missing{why}"
+            f"missing are {MIN_MINIMA - count} more{why}"
         )
 
 

@@ -126,7 +126,8 @@ def _notes(runs: Sequence[RunResult], losses: Mapping[_Way, Mapping[int, float]]
     if lost:
         shown = ", ".join(f"{run.key} ({run.status})" for run in lost[:NAMED])
         more = f" and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
-        notes.append(f"{len(lost)} runs have no loss and do not count: {shown}{more}")
+        count = "1 run has" if len(lost) == 1 else f"{len(lost)} runs have"
+        notes.append(f"{count} no loss and cannot be compared: {shown}{more}")
     seeds = {size: 0 for size, *_ in losses}
     for (size, *_), by_seed in losses.items():
         seeds[size] = max(seeds[size], len(by_seed))

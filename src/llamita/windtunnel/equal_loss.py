@@ -81,7 +81,7 @@ def cut_curves(size: str, runs: Sequence[RunResult]) -> Cut | str:
     if len(batches) < MIN_VALUES:
         return (
             f"{size}: curves of {len(batches)} batch sizes, where {MIN_VALUES} are needed; "
-            f"{MIN_VALUES - len(batches)} more are missing"
+            f"missing are {MIN_VALUES - len(batches)} more"
         )
     curves = [_lowest_so_far(run) for run in usable]
     top = min(float(logs[1]) for _, logs in curves)

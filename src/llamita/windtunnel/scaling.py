@@ -79,7 +79,10 @@ def study_law(
 
 
 def optimal_ratios(fitted: FittedLaw) -> tuple[OptimalRatio, ...]:
-    """Compute-optimal points, a decade apart, from the runs' least compute to `LARGEST_BUDGET`."""
+    """Compute-optimal points, a decade apart, from the runs' least compute to `LARGEST_BUDGET`; none
+    where the runs leave a constant open, for then nothing says where the two terms balance."""
+    if fitted.undetermined:
+        return ()
     spent = [6 * row.parameters * row.tokens for row in fitted.observations.rows]
     lowest, highest = min(spent), max(spent)
     first = math.floor(math.log10(lowest))

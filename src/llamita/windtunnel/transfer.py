@@ -98,7 +98,7 @@ def _optima(runs: Sequence[RunResult], axis: str) -> tuple[list[SizeOptimum], li
         ]
         unfinished = len(members) - len(trials)
         if unfinished:
-            remarks.append(f"{unfinished} of {size}'s runs did not come to an end and do not count")
+            remarks.append(f"not counted: {unfinished} of {size}'s runs that came to no end")
         try:
             optimum = fit_optimum(trials)
         except UserError as error:

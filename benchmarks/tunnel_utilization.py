@@ -1,0 +1,147 @@
+"""A study of many short runs: the share of its devices' time that goes into steps, and what
+starting costs.
+
+    python benchmarks/tunnel_utilization.py --data DIR [--runs 8] [--tokens 300e3] [--record]
+
+DIR is what `llamita data build` made. One size (hidden 64, two layers), several learning rates, as
+many at once as the machine carries. Utilisation is all tokens of the study over its wall time, in
+the best rate that a single run reached, times the devices; start-up is from a run's being given to
+a process to its first step, of each process's first run and of later ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from llamita.reporting.events import read_events
+from llamita.windtunnel.costs import Costs, make_slots
+from llamita.windtunnel.findings import RunResult
+from llamita.windtunnel.points import POINTS, load_base, make_points
+from llamita.windtunnel.results import Journal
+from llamita.windtunnel.runner import Runner
+from llamita.windtunnel.settling import Settler
+from llamita.windtunnel.spec import load_spec
+from llamita.windtunnel.study import STUDY, Study, begin_study
+from plan_memory import circumstances
+
+HERE = Path(__file__).resolve().parent
+BARS = {"utilization": 0.85, "startup_seconds": 3.0}
+
+
+class _Clock:
+    """When each run was given to which slot."""
+
+    def __init__(self) -> None:
+        self.given: dict[str, tuple[int, float]] = {}
+
+    def started(self, slot: int, key: str, name: str, **cost: Any) -> None:
+        self.given[key] = slot, time.time()
+
+    def progress(self, slot: int, step: int, last_step: int, loss: float | None) -> None:
+        """Read from the events, later."""
+
+    def ended(self, slot: int, result: RunResult) -> None:
+        print(f"  {result.key} {result.status} in {result.seconds:.1f} s", flush=True)
+
+    def left(self, slot: int, *, done: bool = False) -> None:
+        """Nothing leaves a study that runs alone."""
+
+    def say(self, line: str) -> None:
+        print(line)
+
+
+def write_spec(folder: Path, data: Path, runs: int, tokens: float) -> Path:
+    recipe = {
+        "name": "base",
+        "model": {"preset": "llamita-5m"},
+        "parametrization": "minicpm",
+        "sequence_length": 256,
+        "batch_tokens": 2048,
+        "optimizer": {"learning_rate": 0.01},
+        "datasets": {"text": {"path": str(data.resolve()), "max_epochs": 100}},
+        "stages": [{"name": "train", "tokens": 1_000_000, "mixture": {"text": 1.0}}],
+        "validation": {"tokens": 16_384},
+    }
+    (folder / "base.yaml").write_text(json.dumps(recipe), "utf-8")
+    rates = {"low": 0.001, "high": 0.05, "points": runs}
+    spec = {
+        "name": "utilization",
+        "base": "base.yaml",
+        "sizes": {"rule": "width", "hidden_sizes": [64], "layers": 2},
+        "experiments": {
+            "rate": {"kind": "sweep", "tokens": tokens, "axes": {"optimizer.learning_rate": rates}}
+        },
+    }
+    path = folder / "spec.yaml"
+    path.write_text(json.dumps(spec), "utf-8")
+    return path
+
+
+def measure(folder: Path, data: Path, runs: int, tokens: float) -> dict[str, Any]:
+    path = write_spec(folder, data, runs, tokens)
+    spec = load_spec(path)
+    base = load_base(spec, folder)
+    points = make_points(spec, base)
+    study = Study(folder / "study", points, Journal(folder / "study"))
+    begin_study(study, path, base)
+    costs, clock = Costs(points.points), _Clock()
+    slots = make_slots(max(costs.of(each).memory for each in points.points), None, "auto")
+    settle = Settler(study.directory / STUDY, slots, costs).overrides
+    settle(points.points[0])  # measuring products is the machine's and not the study's time
+    runner = Runner(
+        study.directory, points.points, study.journal, slots, clock, costs.of, settle=settle
+    )
+    began = time.time()
+    runner.run([])
+    wall = time.time() - began
+    first, later, rates = [], [], []
+    met: set[int] = set()
+    for key, (slot, given) in clock.given.items():
+        events = read_events(study.directory / POINTS / key)
+        rates += [e["tokens_per_second"] for e in events if e["event"] == "progress"]
+        stage = next(event["time"] for event in events if event["event"] == "stage")
+        (later if slot in met else first).append(stage - given)
+        met.add(slot)
+    total = sum(run.tokens for run in study.journal.runs.values())
+    processes = min(given for _, given in clock.given.values()) - began
+    return {
+        "slots": len(slots),
+        "device": slots[0].device,
+        "runs": len(points.points),
+        "wall_seconds": wall,
+        "processes_ready_seconds": processes,
+        "best_tokens_per_second": max(rates),
+        "utilization": total / (wall * len(slots) * max(rates)),
+        "utilization_once_ready": total / ((wall - processes) * len(slots) * max(rates)),
+        "first_startup_seconds": max(first),
+        "startup_seconds": sorted(later)[len(later) // 2],
+        "startup_seconds_at_most": max(later),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--runs", type=int, default=8)
+    parser.add_argument("--tokens", type=float, default=300e3)
+    parser.add_argument("--record", action="store_true")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(Path(folder), arguments.data, arguments.runs, arguments.tokens)
+    for key, value in found.items():
+        bar = f" (bar {BARS[key]:g})" if key in BARS else ""
+        print(f"{key}: {value:.3g}{bar}" if isinstance(value, float) else f"{key}: {value}")
+    if arguments.record:
+        out = HERE / "recorded" / "tunnel_utilization.json"
+        out.write_text(
+            json.dumps({**circumstances(found["device"]), **found}, indent=1) + "\n", "utf-8"
+        )
+
+
+if __name__ == "__main__":
+    main()
