@@ -79,8 +79,10 @@ def study_law(
 
 
 def optimal_ratios(fitted: FittedLaw) -> tuple[OptimalRatio, ...]:
-    """Compute-optimal points, a decade apart, from the runs' least compute to `LARGEST_BUDGET`; none
-    where the runs leave a constant open, for then nothing says where the two terms balance."""
+    """Compute-optimal points, a decade apart, from the runs' least compute to `LARGEST_BUDGET`.
+
+    None where the runs leave a constant open: then nothing says where the two terms balance.
+    """
     if fitted.undetermined:
         return ()
     spent = [6 * row.parameters * row.tokens for row in fitted.observations.rows]
