@@ -89,7 +89,7 @@ def measure(folder: Path, data: Path, runs: int, tokens: float) -> dict[str, Any
     points = make_points(spec, base)
     study = Study(folder / "study", points, Journal(folder / "study"))
     begin_study(study, path, base)
-    costs, clock = Costs(points.points), _Clock()
+    costs, clock = Costs(points), _Clock()
     slots = make_slots(max(costs.of(each).memory for each in points.points), None, "auto")
     settle = Settler(study.directory / STUDY, slots, costs).overrides
     settle(points.points[0])  # measuring products is the machine's and not the study's time

@@ -69,7 +69,7 @@ def make(
 ) -> tuple[Journal, Notes]:
     study.mkdir(parents=True, exist_ok=True)
     notes, journal = notes or Notes(), Journal(study)
-    cost = Costs(points.points).of
+    cost = Costs(points).of
     Runner(study, points.points, journal, SLOTS[:slots], notes, cost).run([])
     return journal, notes
 
@@ -249,7 +249,7 @@ def test_a_killed_process_is_a_result_and_the_others_go_on(
     study.mkdir()
     journal, notes = Journal(study), Killer()
     points = reference.points
-    runner = Runner(study, points.points, journal, SLOTS, notes, Costs(points.points).of)
+    runner = Runner(study, points.points, journal, SLOTS, notes, Costs(points).of)
     runner.run([])
     killed = [run for run in journal.runs.values() if run.status == "killed"]
     assert [run.key for run in killed] == victim
@@ -357,3 +357,22 @@ def test_a_result_survives_the_journal(reference: SimpleNamespace) -> None:
     read = Journal(reference.study)
     for key, run in reference.journal.runs.items():
         assert dataclasses.asdict(read.runs[key]) == dataclasses.asdict(run)
+
+
+@pytest.mark.slow
+def test_a_search_makes_real_runs_and_goes_on(tiny_data: Path, tmp_path: Path) -> None:
+    """Through the verb, of a spec that has nothing else."""
+    from llamita.windtunnel.verb import tunnel_run
+
+    search = {"kind": "tpe", "trials": 4, "prune": True}
+    axes = {"optimizer.learning_rate": {"low": 1e-4, "high": 0.1}}
+    sweep = SWEEP | {"axes": axes, "search": search, "sizes": ["16x1"], "tokens_per_parameter": 8}
+    spec = write_spec(tmp_path, tiny_data, {"rate": sweep})
+    lines: list[str] = []
+    found = tunnel_run(spec, out=tmp_path / "study", runs_at_once=2, say=lines.append)
+    assert found is not None
+    assert len(found.runs) == 4
+    assert {run.status for run in found.runs} <= {"done", "pruned"}
+    again = tunnel_run(spec, out=tmp_path / "study", runs_at_once=2, say=lines.append)
+    assert again is not None
+    assert again.runs == found.runs

@@ -9,7 +9,7 @@ from llamita.cores import usable_cores
 from llamita.errors import UserError
 from llamita.planning.needs import step_memory
 from llamita.planning.plan import TrainingPlan
-from llamita.windtunnel.points import Point
+from llamita.windtunnel.points import Point, Points
 from llamita.windtunnel.results import Journal
 from llamita.windtunnel.runner import SlotPlan
 
@@ -33,7 +33,7 @@ class Cost:
 class Costs:
     """Worked out once for all runs that differ only in numbers that cost nothing."""
 
-    def __init__(self, points: Sequence[Point] = ()) -> None:
+    def __init__(self, points: Points | None = None) -> None:
         self._points = points
         self._known: dict[tuple[object, ...], Cost] = {}
 
@@ -46,8 +46,14 @@ class Costs:
         return self._known[alike]
 
     def of_size(self, name: str) -> float:
-        """FLOPs of all the study's runs of a size."""
-        return sum(self.of(point).flops for point in self._points if point.size.name == name)
+        """FLOPs of all the study's runs of a size, as many as a search may make among them."""
+        if self._points is None:
+            return 0.0
+        listed = [point for point in self._points.points if point.size.name == name]
+        cells = [cell for cell in self._points.searched if cell.size.name == name]
+        return sum(self.of(point).flops for point in listed) + sum(
+            cell.trials * self.of(cell.example).flops for cell in cells
+        )
 
 
 def _cost(point: Point) -> Cost:

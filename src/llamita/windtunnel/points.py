@@ -86,13 +86,17 @@ def _short(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """What a sweep's run has beside its axes: where an optimiser searches by itself."""
+    """What a sweep's run has beside its axes: where an optimiser searches by itself.
+
+    example: one of its points, for what all of them have in common.
+    """
 
     experiment: str
     sweep: Sweep
     size: Size
     parametrization: Parametrization
     seed: int
+    example: Point
 
     @property
     def trials(self) -> int:
@@ -111,6 +115,11 @@ class Points:
     searched: list[Cell] = field(default_factory=list)
     groups: dict[str, list[str]] = field(default_factory=dict)
     """Experiment → its points' keys: a point that two of them mean is under both."""
+
+    @property
+    def kinds(self) -> list[Point]:
+        """The points that are known, and one of each search's: whatever is run is like one."""
+        return [*self.points, *(cell.example for cell in self.searched)]
 
     def add(self, point: Point) -> None:
         keys = self.groups.setdefault(point.experiment, [])
@@ -151,8 +160,9 @@ def make_points(spec: Spec, base: Recipe) -> Points:
         for parametrization, size, seed in itertools.product(parametrizations, chosen, seeds):
             maker = _Maker(found.base, name, experiment, size, parametrization, seed)
             if isinstance(experiment, Sweep) and isinstance(experiment.search, Bayesian):
-                maker.point(_first(experiment.axes))  # so that what cannot be is said now
-                found.searched.append(Cell(name, experiment, size, parametrization, seed))
+                example = maker.point(_first(experiment.axes))
+                cell = Cell(name, experiment, size, parametrization, seed, example)
+                found.searched.append(cell)
                 continue
             for point in maker.points():
                 found.add(point)

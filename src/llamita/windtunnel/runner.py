@@ -39,6 +39,7 @@ _ELSEWHERE_SECONDS = 10.0
 """How soon a run is asked for again that another process makes."""
 _SPARE_BYTES = 64_000_000
 """With less than this free, a failed run is taken to have met a full disk."""
+_STOPPING = "stopping: every run saves itself after its step (Ctrl-C: at once)"
 _STARTS = 3
 """Times that a process may die before it is ready."""
 
@@ -118,6 +119,7 @@ class Runner:
     _elsewhere: dict[str, float] = field(default_factory=dict)
     _held: list[_Slot] = field(default_factory=list)
     _deaths: int = 0
+    _told: bool = False
 
     def run(self, stop: Sequence[int]) -> None:
         """Until everything is made, or `stop` holds a signal: then every run saves and stops.
@@ -202,6 +204,9 @@ class Runner:
 
     def _go_on(self, stopping: bool) -> bool:
         """Give idle slots work; whether there is anything to wait for."""
+        if stopping and not self._told:
+            self._told = True
+            self.watcher.say(_STOPPING)
         for slot in self._held:
             if slot.point is not None and (stopping or slot.pruned):
                 # Again and again: one that comes before the run watches for it is lost.

@@ -57,7 +57,7 @@ def begin_study(study: Study, file: Path, base: Recipe) -> None:
 
     paths = {
         str(source.path)
-        for point in study.points.points
+        for point in study.points.kinds
         for source in point.recipe.datasets.values()
     }
     prints = {path: open_dataset(Path(path)).fingerprint for path in sorted(paths)}

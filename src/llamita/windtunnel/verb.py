@@ -80,8 +80,8 @@ def tunnel_run(
     base = load_base(loaded, folder)
     points = make_points(loaded, base)
     directory = Path(out) if out is not None else Path("runs") / loaded.name
-    costs, journal = Costs(points.points), Journal(directory)
-    memory = max((costs.of(point).memory for point in points.points), default=0)
+    costs, journal = Costs(points), Journal(directory)
+    memory = max((costs.of(point).memory for point in points.kinds), default=0)
     slots = make_slots(memory, runs_at_once or loaded.runs_at_once, device)
     rate = rate_of(journal, slots)
     if dry_run:
@@ -147,7 +147,7 @@ def _make(
     seconds = [rate.seconds(each, costs.of(each)) for each in missing]
     known = [each for each in seconds if each is not None]
     expected = sum(known) / len(slots) if len(known) == len(seconds) else None
-    with locked(study.directory), stop_signals([lambda: board.say(_STOPPING)]) as stop:
+    with locked(study.directory), stop_signals([_unsaid]) as stop:
         sources = _sources(study)
         searched = sum(cell.trials for cell in study.points.searched)
         board.planned(
@@ -173,7 +173,8 @@ def _make(
             )
 
 
-_STOPPING = "stopping: every run saves itself after its step (Ctrl-C: at once)"
+def _unsaid() -> None:
+    """The runner says that it stops: a board cannot be written on inside a signal's handler."""
 
 
 def _sources(study: Study) -> list[Source]:
@@ -197,9 +198,8 @@ def _facts(study: Study, slots: Sequence[SlotPlan], seconds: float) -> dict[str,
 
     runs = list(study.journal.runs.values())
     spent, flops = sum(run.seconds for run in runs), sum(run.flops for run in runs)
-    first = study.points.points[0].recipe if study.points.points else None
     data = []
-    for name, source in (first.datasets if first else {}).items():
+    for name, source in study.points.kinds[0].recipe.datasets.items():
         counted = open_dataset(Path(source.path)).manifest.splits["train"].tokens
         data.append(f"{name}, {short(counted)} tokens")
     return {

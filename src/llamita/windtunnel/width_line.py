@@ -8,6 +8,9 @@ is widened by the square root of χ² over its degrees of freedom, as the Partic
 Where no size has a degree of freedom, the scatter about the line is all there is, and of two optima
 no interval follows. What curves are skewed by, as `fit_optimum` has it, stretches the interval too;
 in an exponent it cancels where all sizes are skewed alike.
+
+Of 200 studies each of 2 to 4 widths, intervals of 95% held a planted exponent in 94 to 98%, and the
+value to take further in 94 to 99%, or, where losses rise 1.5 times as fast on one side, in 80%.
 """
 
 from __future__ import annotations
