@@ -276,6 +276,7 @@ def test_a_diverged_run_is_a_result(tiny_data: Path, tmp_path: Path) -> None:
     assert notes.begun == []  # it would diverge again
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_says_why_and_the_others_go_on(tiny_data: Path, tmp_path: Path) -> None:
     points = points_of(tmp_path, tiny_data, {"rate": SWEEP})
     study = tmp_path / "study"
