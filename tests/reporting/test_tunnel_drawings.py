@@ -169,7 +169,9 @@ def test_an_optimum_without_curvature_or_interval() -> None:
     )
     (figure,) = transfer_figures(Findings("x", (), transfers=(bare,)))
     (panel,) = panels(figure)
-    assert list(labelled(panel)) == ["a: 0.01"]
+    assert list(labelled(panel)) == ["a: not determined, 0.01 the best tried"]
+    assert [each.get_text() for each in panel.texts] == ["not determined"]
+    assert "Hollow, not determined" in figure.caption
     assert "nan" not in inline_svg(figure)
     lost = replace(flat, trials=(Trial(0.01, None),))
     none = replace(bare, optima=(SizeOptimum("a", 64, 1000, lost),))

@@ -113,6 +113,9 @@ def test_no_edge_is_called_an_optimum() -> None:
     low = replace(edge, edge="low")
     assert optimum_text(edge) == "at the edge, 0.03 or higher"
     assert optimum_text(low) == "at the edge, 0.03 or lower"
+    # Inside the grid, and no parabola has its minimum there: only the best that was tried.
+    assert optimum_text(replace(edge, edge=None)) == "not determined, 0.03 the best tried"
+    assert optimum_text(replace(edge, edge=None, fitted=(1.0, 0.0, 1.0))) == "0.03"
     for kind in ("w512", "1.02k"):
         for words in re.findall(rf"[^.;<>]*{re.escape(kind)}[^.;<>]*", page()):
             assert not re.search(r"at the edge.*optimum|optimum.*at the edge", words)

@@ -53,7 +53,9 @@ def planted(
                 key = f"{trunk}-{ratio}"
                 trunks[key] = trunk
                 value = loss(parameters, tokens) * math.exp(noise)
-                runs.append(run(key, tokens=tokens, loss=value, **made))
+                start = tokens * 9 // 10
+                curve = ((start, 2 * loss(parameters, start)), (tokens, value))
+                runs.append(run(key, tokens=tokens, loss=value, curve=curve, **made))
     return runs, trunks
 
 

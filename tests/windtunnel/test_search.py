@@ -145,6 +145,36 @@ def test_a_diverged_run_counts_as_bad_and_a_failed_one_not_at_all(
     assert study.trials[0].value == 4.0  # what it began with
 
 
+def test_values_that_are_drawn_again_are_not_run_again(tiny_data: Path, tmp_path: Path) -> None:
+    """Of three values ten trials ask: three runs are made, and the search comes to its end."""
+    axes = {"optimizer.learning_rate": [0.001, 0.01, 0.1]}
+    found = points_of(tmp_path, tiny_data, {"rate": SEARCH | {"axes": axes}})
+    study = tmp_path / "study"
+    study.mkdir()
+    journal = Journal(study)
+    search = search_of(found, study, journal=journal)
+    begun = []
+    while (point := search.next()) is not None:  # none ends meanwhile, as with many devices
+        begun.append(point)
+    assert len({point.key for point in begun}) == len(begun) <= 3
+    for point in begun:
+        ended = result(point, loss=loss_at(point))
+        journal.add(ended)
+        search.ended(point, ended)
+    assert search.next() is None
+
+
+def test_a_search_whose_runs_all_fail_comes_to_its_end(points: Points, tmp_path: Path) -> None:
+    """And the next call tries as many again."""
+    for _ in range(2):
+        search = search_of(points, tmp_path / "study")
+        count = 0
+        while (point := search.next()) is not None:
+            search.ended(point, result(point, "failed"))
+            count += 1
+        assert count == 10
+
+
 def test_a_run_far_worse_than_the_others_is_stopped(points: Points, tmp_path: Path) -> None:
     search = search_of(points, tmp_path / "study")
     for _ in range(6):

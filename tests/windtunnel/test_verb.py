@@ -17,6 +17,7 @@ import llamita
 from llamita.cli import app
 from llamita.errors import UserError
 from llamita.planning.laws import Law, find_law
+from llamita.planning.plan import TrainingPlan
 from llamita.recipes.loading import load_recipe
 from llamita.windtunnel.findings import RunResult
 from llamita.windtunnel.points import POINTS, Point, load_base, make_points
@@ -191,7 +192,59 @@ def test_the_recipe_has_what_was_found(study: Study, tmp_path: Path) -> None:
 
 def test_a_recipe_of_one_of_the_studys_sizes_runs(study: Study, tmp_path: Path) -> None:
     file = tunnel_recipe(study.directory, size="48x2", tokens=20_000, out=tmp_path / "r.yaml")
-    llamita.train(file, dry_run=True, say=lambda line: None)
+    plan = llamita.train(file, dry_run=True, say=lambda line: None)
+    assert isinstance(plan, TrainingPlan)
+    assert plan.config.hidden_size == 48
+    assert plan.parametrization == "minicpm"
+    batch = plan.recipe.batch_tokens
+    assert 20_000 <= plan.tokens < 20_000 + 2 * batch
+
+
+def test_an_axis_that_no_recipe_takes_over_is_said(study: Study, tmp_path: Path) -> None:
+    """Shares and ratios are the experiment's own keys; the optimum stands in a comment."""
+    made = planted_sweep(study, tmp_path, {"decay_share": [0.05, 0.1, 0.2, 0.4]}, 0.13)
+    file = tunnel_recipe(made.directory, size="48x2", tokens=20_000, out=tmp_path / "r.yaml")
+    assert re.search(r"decay_share: found: .*\n?.*0\.1", file.read_text("utf-8"))
+    assert "set it by hand" in " ".join(file.read_text("utf-8").replace("#", "").split())
+
+
+def test_a_batch_that_was_swept_is_taken_over_as_whole_windows(
+    study: Study, tmp_path: Path
+) -> None:
+    made = planted_sweep(study, tmp_path, {"batch_tokens": [128, 256, 512, 1024]}, 400)
+    file = tunnel_recipe(made.directory, size="48x2", tokens=200_000, out=tmp_path / "r.yaml")
+    recipe = load_recipe(file)
+    assert recipe.batch_tokens == pytest.approx(400, rel=0.3)
+    assert recipe.batch_tokens % recipe.sequence_length == 0
+
+
+def planted_sweep(study: Study, folder: Path, axes: dict[str, list[float]], best: float) -> Study:
+    """A study of one sweep whose losses are lowest at `best`."""
+    (axis,) = axes
+    data = Path(study.points.points[0].recipe.datasets["prose"].path).parent
+    overrides = {"parametrization": "minicpm"}
+    sweep = {"kind": "sweep", "axes": axes, "tokens_per_parameter": 10}
+    path = write_spec(folder, data, {"s": sweep}, sizes=SIZES, overrides=overrides)
+    spec = load_spec(path)
+    base = load_base(spec, folder)
+    made = Study(folder / "study", make_points(spec, base), Journal(folder / "study"))
+    begin_study(made, path, base)
+    random = np.random.default_rng(1)
+    for point in made.points.points:
+        off = math.log(point.values[axis] / best)
+        made.journal.add(result(point, 2.0 + 0.1 * off**2 + random.normal(0, 0.001)))
+    return made
+
+
+def test_values_without_a_logarithm_are_listed_and_not_fitted(study: Study, tmp_path: Path) -> None:
+    made = planted_sweep(study, tmp_path, {"optimizer.weight_decay": [0.05, 0.1, 0.2]}, 0.1)
+    spec = made.directory / "spec.yaml"
+    spec.write_text(spec.read_text("utf-8").replace("0.05", "0.0"), "utf-8")
+    lines: list[str] = []
+    found = tunnel_show(made.directory, say=lines.append)
+    assert not found.transfers
+    assert "values above 0" in found.refusals["s"]
+    assert (made.directory / "report.html").is_file()
 
 
 def test_a_recipe_is_not_written_over(study: Study, tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def _draw_surface(panel: Axes, *, law: BatchLaw, size: str, x: Interval, y: Inte
             grid = spaced(*best.window, _POINTS)
             counts = [math.exp(parabola(best, batch)) for batch in grid]
             panel.plot(grid, counts, color=colour, linewidth=1.3)
-        if best.edge is None:
+        if best.is_found:
             minima.append((best.value, math.exp(best.loss)))
         last = max(zip(each.batches, each.tokens, strict=True))
         panel.annotate(

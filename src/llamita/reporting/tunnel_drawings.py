@@ -75,6 +75,8 @@ def _transfer(key: str, axis: str, found: Sequence[Transfer]) -> PlanFigure:
     caption += "are lowest, with 95% intervals."
     if any(each.edge for each in optima):
         caption += " Hollow: the best tried is the first or the last, which is no optimum."
+    if any(not each.is_found and each.edge is None for each in optima):
+        caption += " Hollow, not determined: no parabola has its minimum among the values."
     if any(_lost(each) for each in optima):
         caption += " Crosses: diverged."
     if any(y > frame.cap for each in optima for _, y in _losses(each)):
@@ -121,7 +123,7 @@ def _frame(found: Sequence[Transfer]) -> _Frame:
         y
         for each in optima
         for x, y in _losses(each)
-        if each.edge is None and each.window[0] <= x <= each.window[1]
+        if each.is_found and each.window[0] <= x <= each.window[1]
     ]
     judged = judged or losses
     low, high = min(losses), max(judged)
@@ -171,25 +173,25 @@ def _draw_size(panel: Axes, each: SizeOptimum, frame: _Frame) -> None:
 
 
 def mark_optimum(panel: Axes, optimum: Optimum, y: float, number: int, label: str = "") -> None:
-    """A large mark with its horizontal interval; hollow, and called so, where it is an edge."""
+    """A large mark with its horizontal interval; hollow, and saying why, where there is none."""
     colour, marker, _ = look(number)
-    if optimum.interval is not None and optimum.edge is None:
+    if optimum.interval is not None and optimum.is_found:
         bars(panel, optimum.value, y, optimum.interval, colour, across=True)
-    edge = optimum.edge is not None
+    hollow = not optimum.is_found
     panel.plot(
         [optimum.value],
         [y],
         marker,
         color=colour,
         markersize=8,
-        markerfacecolor="none" if edge else colour,
-        markeredgewidth=1.5 if edge else 0.8,
+        markerfacecolor="none" if hollow else colour,
+        markeredgewidth=1.5 if hollow else 0.8,
         zorder=5,
         label=label or None,
     )
-    if edge:
+    if hollow:
         panel.annotate(
-            "at the edge",
+            "not determined" if optimum.edge is None else "at the edge",
             (optimum.value, y),
             xytext=(8 if optimum.edge == "low" else -8, -3),
             textcoords="offset points",
@@ -230,8 +232,8 @@ def _by_width(key: str, axis: str, found: Sequence[Transfer]) -> PlanFigure:
     ]
     caption = f"The best {axis_words(axis)} of each width, with 95% intervals; lines: a power of "
     caption += "the width. A level line moves to any size as it is."
-    if any(one.optimum.edge for each in found for one in each.optima):
-        caption += " Hollow: the edge of what was tried, left out of the line."
+    if not all(one.optimum.is_found for each in found for one in each.optima):
+        caption += " Hollow: only the best tried, left out of the line."
     return PlanFigure(
         key,
         f"Best {axis_words(axis)} against width",
@@ -249,12 +251,11 @@ def _draw_by_width(panel: Axes, *, axis: str, found: Sequence[Transfer]) -> None
         aside = 1 + 0.012 * (number - (len(found) - 1) / 2)
         for one in transfer.optima:
             optimum, x = one.optimum, one.hidden_size * aside
-            edge = optimum.edge is not None
             ends.append(optimum.value)
-            if optimum.interval is not None and not edge:
+            if optimum.interval is not None and optimum.is_found:
                 bars(panel, x, optimum.value, optimum.interval, colour)
                 ends += optimum.interval
-            fill = "none" if edge else colour
+            fill = colour if optimum.is_found else "none"
             panel.plot(
                 [x], [optimum.value], marker, color=colour, markersize=6.5, markerfacecolor=fill
             )
@@ -272,7 +273,7 @@ def _draw_by_width(panel: Axes, *, axis: str, found: Sequence[Transfer]) -> None
 
 def _power_line(transfer: Transfer, widths: Sequence[int]) -> tuple[list[int], list[float]]:
     """Through the middle of the optima inside their grids; nothing without an exponent."""
-    inside = [one for one in transfer.optima if one.optimum.edge is None]
+    inside = [one for one in transfer.optima if one.optimum.is_found]
     if transfer.exponent is None or not inside:
         return [], []
     x0 = sum(math.log(one.hidden_size) for one in inside) / len(inside)

@@ -136,7 +136,7 @@ def _optimum_table(found: Sequence[Transfer]) -> str:
                 f"{each.hidden_size:,}",
                 f"{each.parameters:,}",
                 optimum_text(best),
-                "–" if best.edge else interval_text(best.interval),
+                interval_text(best.interval) if best.is_found else "–",
                 _loss(best.loss),
                 "–" if best.noise is None else _loss(best.noise),
                 f"{len(best.trials)}",

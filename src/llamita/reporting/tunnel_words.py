@@ -27,10 +27,12 @@ def interval_text(interval: Interval | None, unknown: str = "not determined") ->
 
 
 def optimum_text(optimum: Optimum) -> str:
-    """`0.0103`, or that there is none: `at the edge, 0.03 or higher`."""
+    """`0.0103`, or that there is none: `at the edge, 0.03 or higher`, `not determined`."""
     value = value_text(optimum.value)
-    if optimum.edge is None:
+    if optimum.is_found:
         return value
+    if optimum.edge is None:
+        return f"not determined, {value} the best tried"
     return f"at the edge, {value} or {'lower' if optimum.edge == 'low' else 'higher'}"
 
 

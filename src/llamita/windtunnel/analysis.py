@@ -18,7 +18,7 @@ from llamita.windtunnel.findings import (
     RunResult,
     Transfer,
 )
-from llamita.windtunnel.points import Points
+from llamita.windtunnel.points import Points, axis_values
 from llamita.windtunnel.results import Journal
 from llamita.windtunnel.scaling import study_law
 from llamita.windtunnel.spec import (
@@ -104,10 +104,16 @@ def _transfers(points: Points, journal: Journal, refusals: dict[str, str]) -> tu
         if len(experiment.axes) > 1:
             refusals[name] = (
                 f"{len(experiment.axes)} axes are varied at once, and an optimum over sizes is of "
-                "one: its runs are listed, the best first"
+                "one: its runs are listed, and nothing is fitted"
             )
             continue
-        axis = next(iter(experiment.axes))
+        axis, values = next(iter(experiment.axes.items()))
+        if not all(_has_logarithm(value) for value in axis_values(values)):
+            refusals[name] = (
+                f"{axis}: a parabola is laid through the logarithm of values above 0, and not all "
+                "of these are: its runs are listed, and nothing is fitted"
+            )
+            continue
         by_axis.setdefault(axis, []).extend(_runs(points, journal, name))
         names.setdefault(axis, []).append(name)
     found: list[Transfer] = []
@@ -117,6 +123,10 @@ def _transfers(points: Points, journal: Journal, refusals: dict[str, str]) -> tu
         except UserError as error:
             refusals.update(dict.fromkeys(names[axis], str(error)))
     return tuple(found)
+
+
+def _has_logarithm(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 def _coordinates(

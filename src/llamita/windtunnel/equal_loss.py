@@ -168,14 +168,13 @@ def _with_optima(cut: Cut) -> Cut:
             if not math.isnan(tokens)
         ]
         optimum = fit_optimum(trials)
-        usable = optimum.fitted is not None
         if optimum.edge is not None:
             end, to = ("smallest", "smaller") if optimum.edge == "low" else ("largest", "larger")
             why = f"fewest tokens at the {end} batch, {short(optimum.value)}: add {to} ones"
             lost.setdefault(why, []).append(float(loss))
-        elif not usable:
+        elif not optimum.is_found:
             lost.setdefault("no minimum that a parabola has: add seeds", []).append(float(loss))
-        optima.append(optimum if usable else None)
+        optima.append(optimum if optimum.is_found else None)
     skipped = tuple(
         f"{cut.size} at {_losses(losses)} ({len(losses)} of {len(cut.losses)} losses): {why}"
         for why, losses in lost.items()

@@ -62,8 +62,9 @@ class Optimum:
     """Where a parabola in ln x through the best trials is lowest.
 
     interval: of 95%; None where the trials do not determine one, as the curvature may be nought.
-    edge: the best value tried is the first or last: then there is no optimum, and `value` is that
-    end. fitted: the parabola, loss = c0 + c1·ln x + c2·(ln x)², over `window`; None at an edge.
+    edge: the best value tried is the first or last. fitted: the parabola, loss = c0 + c1·ln x +
+    c2·(ln x)², over `window`; None at an edge, and where none has its minimum among the values.
+    Then there is no optimum, and `value` is the best that was tried.
     """
 
     value: float
@@ -77,6 +78,11 @@ class Optimum:
     noise: float | None = None
     """Standard deviation of a loss about the parabola, the seeds' own offsets taken out."""
     notes: tuple[str, ...] = ()
+
+    @property
+    def is_found(self) -> bool:
+        """Whether there is one."""
+        return self.fitted is not None
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from llamita.windtunnel.spec import (
 POINTS = "points"
 _NOT_COMPUTED = ("name", "description", "runtime", "card", "track", "predicted", "checkpoints")
 """Keys of a recipe that change nothing of what a run computes."""
-_OWN_AXES = ("tokens_per_parameter", "warmup_share", "decay_share")
+OWN_AXES = ("tokens_per_parameter", "warmup_share", "decay_share")
 """Axes of a sweep that are the experiment's own keys and not the recipe's."""
 
 
@@ -272,7 +272,7 @@ class _Maker:
                     f"experiments.{self.experiment}.axes.{key}: nothing that a run computes "
                     "depends on it; vary another key"
                 )
-        own = {key: float(values[key]) for key in _OWN_AXES if key in values}
+        own = {key: float(values[key]) for key in OWN_AXES if key in values}
         ratio = own.get("tokens_per_parameter", sweep.tokens_per_parameter)
         if sweep.tokens is not None and "tokens_per_parameter" not in own:
             ratio = sweep.tokens / self.size.parameters

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from llamita.architecture.config import ModelConfig
 from llamita.architecture.presets import PRESETS, Parametrization
@@ -21,12 +23,12 @@ from llamita.recipes.loading import check_recipe
 from llamita.recipes.schema import Predicted, Recipe
 from llamita.windtunnel.analysis import find
 from llamita.windtunnel.findings import Findings, LawStudy, Transfer
-from llamita.windtunnel.points import base_parametrization, set_key
+from llamita.windtunnel.points import OWN_AXES, base_parametrization, set_key
 from llamita.windtunnel.sizes import SHAPE_KEYS, Size, make_sizes
 from llamita.windtunnel.spec import ScalingLaw, Spec
 from llamita.windtunnel.study import Study, open_study
 
-_RATE = "optimizer.learning_rate"
+_RATE, _BATCH = "optimizer.learning_rate", "batch_tokens"
 
 
 def tunnel_recipe(study: str | Path, *, size: str, tokens: str | float, out: str | Path) -> Path:
@@ -111,12 +113,26 @@ def _recipe(
         if name in data["datasets"]:
             data["datasets"][name] = {**data["datasets"][name], "path": source["path"]}
     for transfer in _of(found, parametrization):
-        if transfer.axis != _RATE and transfer.transferred is not None:
-            set_key(data, transfer.axis, transfer.transferred)
-            comments.append(f"{transfer.axis}: {transfer.verdict}")
+        if transfer.axis in (_RATE, _BATCH) or transfer.transferred is None:
+            continue
+        taken = transfer.axis not in OWN_AXES and _is_float(data, transfer.axis)
+        if taken:
+            set_key(data, transfer.axis, float(f"{transfer.transferred:.3g}"))
+        comments.append(
+            f"{transfer.axis}: found: {transfer.verdict}"
+            + ("" if taken else "; not taken over: set it by hand")
+        )
     if law is not None:
         comments += law.fitted.law.beyond_its_runs(target.parameters, tokens)
     return check_recipe(data, f"recipe {data['name']}"), comments
+
+
+def _is_float(data: Mapping[str, Any], key: str) -> bool:
+    """Whether a recipe's key holds a number of any size, or nothing yet."""
+    value: Any = data
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value is None or isinstance(value, float)
 
 
 def _of(found: Findings, parametrization: Parametrization) -> list[Transfer]:
@@ -144,6 +160,10 @@ def _tuning(
         if transfer.axis == _RATE and transfer.transferred is not None:
             chosen = replace(
                 chosen, learning_rate=transfer.transferred, rate_rule=f"found: {transfer.verdict}"
+            )
+        if transfer.axis == _BATCH and transfer.transferred is not None:
+            chosen = replace(
+                chosen, batch_tokens=transfer.transferred, batch_rule=f"found: {transfer.verdict}"
             )
     if found.batch_law is not None and predicted is not None:
         batch = found.batch_law.batch(predicted.loss)

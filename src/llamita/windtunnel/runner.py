@@ -165,7 +165,7 @@ class Runner:
     def _next(self) -> tuple[Point | None, Source | None]:
         """What can be begun now."""
         now = time.monotonic()
-        for point in self._queue:
+        for point in list(self._queue):
             if self._elsewhere.get(point.key, 0.0) <= now and self._is_ready(point):
                 self._queue.remove(point)
                 return point, None
@@ -294,7 +294,8 @@ class Runner:
         if result.status == "failed":
             self._refuse_full_disk(result.reason)
         trunks = {each.trunk for each in self.points}
-        if not self.keep_models and point.key not in trunks and result.status != "failed":
+        ended = self.journal.is_final(point.key)  # else it is to go on from what it saved
+        if ended and not self.keep_models and point.key not in trunks:
             self._forget_weights(point)
 
     def _refuse_full_disk(self, reason: str) -> None:

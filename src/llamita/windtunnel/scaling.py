@@ -23,8 +23,6 @@ from llamita.windtunnel.findings import LawStudy, OptimalRatio, RunResult
 
 LARGEST_BUDGET = 1e21
 """FLOPs, up to which compute-optimal points are given: there MiniCPM has 192 tokens a parameter."""
-_SHARE = 0.1
-"""Of a branch's tokens that decay, where its trunk is not among the runs: MiniCPM's."""
 
 
 def study_law(
@@ -67,13 +65,12 @@ def study_law(
         bootstrap=bootstrap,
         seed=seed,
     )
-    trunk_tokens, branch_tokens = _spent(points, runs, trunks)
     return LawStudy(
         fitted=fitted,
         ratios=optimal_ratios(fitted),
         runs=tuple(points),
-        trunk_tokens=trunk_tokens,
-        branch_tokens=branch_tokens,
+        trunk_tokens=_tokens_of_trunks(runs, trunks),
+        branch_tokens=sum(run.tokens - (_start(run) if run.key in trunks else 0) for run in points),
         separate_tokens=sum(run.tokens for run in points),
     )
 
@@ -135,27 +132,15 @@ def _refuse_too_few(rows: Sequence[Observation], tried: int) -> None:
         )
 
 
-def _spent(
-    points: Sequence[RunResult], runs: Sequence[RunResult], trunks: Mapping[str, str]
-) -> tuple[int, int]:
-    """Tokens of trunks, and of what branches add to them; runs of their own count as branches.
+def _start(run: RunResult) -> int:
+    """Tokens after which a branch left its trunk: that is when it was first validated."""
+    return run.curve[0][0] if run.curve else run.tokens
 
-    A trunk ends where its longest branch begins, which tells the share that decays; the others of
-    it decay over the same share, to within a step.
-    """
-    by_key = {run.key: run for run in runs}
-    branches: dict[str, list[RunResult]] = {}
-    own = 0
-    for run in points:
+
+def _tokens_of_trunks(runs: Sequence[RunResult], trunks: Mapping[str, str]) -> int:
+    """Each up to the last place where a branch left it."""
+    ends: dict[str, int] = {}
+    for run in runs:
         if run.key in trunks:
-            branches.setdefault(trunks[run.key], []).append(run)
-        else:
-            own += run.tokens
-    of_trunks, of_branches = 0, own
-    for key, members in branches.items():
-        longest = max(run.tokens for run in runs if trunks.get(run.key) == key)
-        trunk = by_key[key].tokens if key in by_key else round((1 - _SHARE) * longest)
-        share = max(0.0, 1 - trunk / longest)
-        of_trunks += trunk
-        of_branches += sum(round(share * run.tokens) for run in members)
-    return of_trunks, of_branches
+            ends[trunks[run.key]] = max(ends.get(trunks[run.key], 0), _start(run))
+    return sum(ends.values())

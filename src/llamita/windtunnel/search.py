@@ -74,7 +74,11 @@ class Search:
         self._cell, self._base, self._journal, self._owner = cell, base, journal, owner
         self._storage = storage
         self._distributions = {k: _distribution(k, v) for k, v in cell.sweep.axes.items()}
-        self._live: dict[str, Trial] = {}
+        self._live: dict[str, list[Trial]] = {}
+        """Key of a run that goes on → its trials, several where values were drawn again."""
+        self._judged: dict[str, int] = {}
+        self._lost = 0
+        """Runs that failed in this process: the next call tries as many again, and not this one."""
         title = f"{name}/{cell.experiment}/{cell.size.name}/{cell.parametrization}/{cell.seed}"
         with self._explained():
             self._study = optuna.create_study(
@@ -97,32 +101,33 @@ class Search:
                 point = searched_point(self._base, self._cell, trial.params)
                 trial.set_user_attr(_OWNER, self._owner)
                 trial.set_user_attr(_KEY, point.key)
-            if point.key in self._live:  # the same values again while they are being run
-                self._tell(trial, None)
+            if point.key in self._live:
+                self._live[point.key].append(trial)
                 continue
-            self._live[point.key] = trial
+            self._live[point.key] = [trial]
+            self._judged[point.key] = 0
             known = self._journal.runs.get(point.key)
             if known is None or not self._journal.is_final(point.key):
                 return point
             self.ended(point, known)
 
     def judged(self, point: Point, step: int, loss: float) -> bool:
-        trial = self._live[point.key]
+        trial = self._live[point.key][0]
+        self._judged[point.key] += 1
+        enough = self._judged[point.key] > _WARMUP_VALIDATIONS
         with self._explained():
             trial.report(loss, step)
-            seen = len(self._study._storage.get_trial(trial._trial_id).intermediate_values)
-            return (
-                self._settings.prune and seen > _WARMUP_VALIDATIONS and bool(trial.should_prune())
-            )
+            return self._settings.prune and enough and bool(trial.should_prune())
 
     def ended(self, point: Point, result: RunResult) -> None:
         """A diverged run counts as no better than what it began with: its values are to be known
         as bad ones."""
-        trial = self._live.pop(point.key)
         loss = result.loss
         if result.status == "diverged" and result.curve:
             loss = result.curve[0][1]
-        self._tell(trial, loss, pruned=result.status == "pruned")
+        self._lost += result.status in ("failed", "killed")
+        for trial in self._live.pop(point.key):
+            self._tell(trial, loss, pruned=result.status == "pruned")
 
     def _tell(self, trial: Trial, loss: float | None, *, pruned: bool = False) -> None:
         from optuna.trial import TrialState
@@ -150,7 +155,8 @@ class Search:
         from optuna.trial import TrialState
 
         trials = self._study.get_trials(deepcopy=False)
-        if sum(trial.state != TrialState.FAIL for trial in trials) >= self._settings.trials:
+        made = sum(trial.state != TrialState.FAIL for trial in trials)
+        if made + self._lost >= self._settings.trials:
             return None
         # Anew for each trial: what is drawn follows from the seed and the trials before it, and not
         # from how often the command was called.

@@ -15,6 +15,7 @@ from llamita.planning.quantities import tokens as short
 from llamita.reporting.plan_canvas import flops_text
 from llamita.reporting.plot_style import require_matplotlib
 from llamita.reporting.tunnel_board import Board as TunnelBoard
+from llamita.training.process import command_line, locked, stop_signals
 from llamita.windtunnel.analysis import find
 from llamita.windtunnel.costs import Costs, Rate, make_slots, rate_of
 from llamita.windtunnel.dry_run import describe_study
@@ -90,9 +91,11 @@ def tunnel_run(
         return None
     _require_what_concluding_needs()
     study = Study(directory, points, journal)
-    begin_study(study, file, base)
     began = time.time()
-    _make(study, costs, slots, rate, keep_models, board or TunnelBoard(loaded.name, plain=True))
+    with locked(directory):
+        begin_study(study, file, base)
+        board = board or TunnelBoard(loaded.name, plain=True)
+        _make(study, costs, slots, rate, keep_models, board)
     return conclude(study, _facts(study, slots, time.time() - began), say=say)
 
 
@@ -141,13 +144,11 @@ def _make(
     keep_models: bool,
     board: Board,
 ) -> None:
-    from llamita.training.process import command_line, locked, stop_signals
-
     missing = [each for each in study.points.points if not study.journal.is_final(each.key)]
     seconds = [rate.seconds(each, costs.of(each)) for each in missing]
     known = [each for each in seconds if each is not None]
     expected = sum(known) / len(slots) if len(known) == len(seconds) else None
-    with locked(study.directory), stop_signals([_unsaid]) as stop:
+    with stop_signals([_unsaid]) as stop:
         sources = _sources(study)
         searched = sum(cell.trials for cell in study.points.searched)
         board.planned(

@@ -57,7 +57,7 @@ def place_optima(optima: Sequence[SizeOptimum]) -> tuple[list[Placed], list[str]
     squares = sum(fit.parabola.squares for _, fit in fits)
     placed: list[Placed] = []
     flat: list[str] = [
-        each.size for each in optima if each.optimum.edge is None and each.optimum.fitted is None
+        each.size for each in optima if each.optimum.edge is None and not each.optimum.is_found
     ]
     for each, fit in fits:
         parabola, known = fit.parabola, each.optimum.interval is not None
