@@ -76,4 +76,5 @@ def recipe(
     out: Annotated[Path, typer.Option("--out", help="The recipe's file.")],
 ) -> None:
     """Write the recipe of a larger run with what the study found, and its predicted loss."""
-    llamita.tunnel_recipe(study, size=size, tokens=tokens, out=out)
+    written = llamita.tunnel_recipe(study, size=size, tokens=tokens, out=out)
+    print(f"{written}: llamita plan {written} says what it takes, llamita train {written} runs it")

@@ -186,6 +186,8 @@ def test_the_recipe_has_what_was_found(study: Study, tmp_path: Path) -> None:
     assert recipe.stages[-1].schedule.kind == "decay"
     assert set(recipe.datasets) == {"prose", "code"}
     text = file.read_text("utf-8")
+    for warning in tunnel_show(study.directory, say=lambda line: None).law.fitted.warnings:  # type: ignore[union-attr]
+        assert warning in " ".join(text.replace("#", "").split())
     assert "extrapolated" in text  # 9M lies far outside sizes of 96
     assert "found: " in text
 
@@ -281,6 +283,13 @@ def test_what_is_missing_is_said_and_the_rest_is_found(study: Study, tmp_path: P
     assert "more model sizes" in found.refusals["law"]
     assert found.transfers
     assert any(line.startswith("law: ") for line in lines)
+
+
+def test_a_device_that_is_not_there_is_no_cpu(tiny_data: Path, tmp_path: Path) -> None:
+    spec = write_spec(tmp_path, tiny_data, {"law": EXPERIMENTS["law"]}, sizes=SIZES)
+    with pytest.raises(UserError, match="cannot be used here"):
+        tunnel_run(spec, out=tmp_path / "study", device="cuda:99", say=lambda line: None)
+    assert not (tmp_path / "study").exists()
 
 
 @pytest.mark.parametrize(

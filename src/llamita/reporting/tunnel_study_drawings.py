@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from llamita.reporting.plan_canvas import (
+    INCHES,
     PlanFigure,
     bars,
     legend_below,
@@ -61,6 +62,7 @@ def coordinate_figures(findings: Findings) -> list[PlanFigure]:
             tuple(partial(_draw_coordinates, check=each, names=names, span=span) for each in found),
             tuple(each.parametrization for each in found) if len(found) > 1 else (),
             panel_descriptions=said,
+            inches=(INCHES[0], INCHES[1] + 0.17 * len(names)),
         )
     ]
 
@@ -100,7 +102,7 @@ def _draw_coordinates(
     numbered_axis(panel, "x", check.widths)
     panel.set_xlabel("width")
     panel.set_ylabel("RMS of the change")
-    legend_below(panel, 2)
+    legend_below(panel, 1)  # its names are long, with an exponent each
 
 
 # -- how a run is ended ----------------------------------------------------------------------------

@@ -88,12 +88,17 @@ def make_slots(memory: int, wanted: int | None, device: str) -> list[SlotPlan]:
     Args:
         memory: bytes that the largest run takes.
         wanted: the spec's `runs_at_once`, on all devices together.
+
+    Raises:
+        UserError: there is no such device here.
     """
     import torch
 
+    from llamita.model.devices import choose_device
     from llamita.training.devices import free_memory
 
-    if device in ("auto", "cuda") and torch.cuda.is_available():
+    chosen = choose_device(device)
+    if chosen.type == "cuda" and device in ("auto", "cuda"):
         count = torch.cuda.device_count()
         per_device = max(1, (wanted or count) // count)
         return [
@@ -101,8 +106,8 @@ def make_slots(memory: int, wanted: int | None, device: str) -> list[SlotPlan]:
             for _ in range(per_device)
             for number in range(count)
         ]
-    if device == "auto" and torch.backends.mps.is_available():
-        return [SlotPlan("mps", usable_cores())]
+    if chosen.type != "cpu":
+        return [SlotPlan(str(chosen), usable_cores()) for _ in range(wanted or 1)]
     fit = max(1, free_memory(torch.device("cpu")) // (memory + _PROCESS_BYTES))
     slots = min(wanted or usable_cores(), fit)
     return [SlotPlan("cpu", max(1, usable_cores() // slots)) for _ in range(slots)]

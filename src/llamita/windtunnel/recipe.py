@@ -123,6 +123,7 @@ def _recipe(
             + ("" if taken else "; not taken over: set it by hand")
         )
     if law is not None:
+        comments += [f"{law.fitted.law.name}: {each}" for each in law.fitted.warnings]
         comments += law.fitted.law.beyond_its_runs(target.parameters, tokens)
     return check_recipe(data, f"recipe {data['name']}"), comments
 
