@@ -2,11 +2,16 @@
 starting costs.
 
     python benchmarks/tunnel_utilization.py --data DIR [--runs 8] [--tokens 300e3] [--record]
+    python benchmarks/tunnel_utilization.py --study runs/two-hours
 
 DIR is what `llamita data build` made. One size (hidden 64, two layers), several learning rates, as
 many at once as the machine carries. Utilisation is all tokens of the study over its wall time, in
 the best rate that a single run reached, times the devices; start-up is from a run's being given to
 a process to its first step, of each process's first run and of later ones.
+
+--study measures one that was made, of sizes of any kind: from its first run's start to its last
+one's end, in which the tokens of each size count at the best rate that a run of it reached. Time
+that it did not run counts against it, and so do models that were only looked into.
 """
 
 from __future__ import annotations
@@ -26,7 +31,7 @@ from llamita.windtunnel.results import Journal
 from llamita.windtunnel.runner import Runner
 from llamita.windtunnel.settling import Settler
 from llamita.windtunnel.spec import load_spec
-from llamita.windtunnel.study import STUDY, Study, begin_study
+from llamita.windtunnel.study import STUDY, Study, begin_study, open_study
 from plan_memory import circumstances
 
 HERE = Path(__file__).resolve().parent
@@ -124,18 +129,52 @@ def measure(folder: Path, data: Path, runs: int, tokens: float) -> dict[str, Any
     }
 
 
+def show(found: dict[str, Any]) -> None:
+    for key, value in found.items():
+        bar = f" (bar {BARS[key]:g})" if key in BARS else ""
+        print(f"{key}: {value:.3g}{bar}" if isinstance(value, float) else f"{key}: {value}")
+
+
+def measure_made(directory: Path) -> dict[str, Any]:
+    """Of a study that has its runs' events still."""
+    study = open_study(directory)
+    slots = int(json.loads((directory / STUDY).read_text("utf-8"))["facts"]["devices"].split()[0])
+    best: dict[str, float] = {}
+    tokens: dict[str, int] = {}
+    times: list[float] = []
+    for run in study.journal.runs.values():
+        events = read_events(directory / POINTS / run.key)
+        times += [events[0]["time"], events[-1]["time"]]
+        rates = [e["tokens_per_second"] for e in events if e["event"] == "progress"]
+        best[run.size] = max([best.get(run.size, 0.0), *rates])
+        steps = [event["step"] for event in events if event["event"] in ("start", "end")]
+        tokens[run.size] = tokens.get(run.size, 0) + (steps[-1] - steps[0]) * run.batch_tokens
+    wall = max(times) - min(times)
+    busy = sum(tokens[size] / best[size] for size in tokens)
+    return {
+        "slots": slots,
+        "runs": len(study.journal.runs),
+        "wall_seconds": wall,
+        **{f"best_tokens_per_second {size}": rate for size, rate in best.items()},
+        "utilization": busy / (wall * slots),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--data", type=Path)
+    what.add_argument("--study", type=Path)
     parser.add_argument("--runs", type=int, default=8)
     parser.add_argument("--tokens", type=float, default=300e3)
     parser.add_argument("--record", action="store_true")
     arguments = parser.parse_args()
+    if arguments.study is not None:
+        show(measure_made(arguments.study))
+        return
     with tempfile.TemporaryDirectory() as folder:
         found = measure(Path(folder), arguments.data, arguments.runs, arguments.tokens)
-    for key, value in found.items():
-        bar = f" (bar {BARS[key]:g})" if key in BARS else ""
-        print(f"{key}: {value:.3g}{bar}" if isinstance(value, float) else f"{key}: {value}")
+    show(found)
     if arguments.record:
         out = HERE / "recorded" / "tunnel_utilization.json"
         out.write_text(

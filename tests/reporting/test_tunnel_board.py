@@ -50,7 +50,7 @@ def busy(name: str = "sweep w128 minicpm seed 0, learning_rate 0.005") -> Board:
     """Two of four runs have ended and two go, after a minute."""
     clock = Clock()
     found = board(clock)
-    found.planned(4, 8e15, 3600.0)
+    found.planned(4, 8e15, 160.0)
     for slot in range(2):
         found.started(slot, f"a{slot}", name, tokens=1_000_000, flops=1e15)
     clock.now += 30
@@ -114,7 +114,12 @@ def test_time_left() -> None:
     clock.now += 100
     # Pruned after a tenth: the whole of it is off the plan, a tenth of it is speed.
     found.ended(0, run("a", loss=None, status="pruned", flops=1e14))
-    assert state.eta(clock.now) == pytest.approx(7e15 / (1e14 / 100))
+    # 100 s at 1e12 FLOP/s, and 2e12 expected as if 300 s had been spent at it.
+    assert state.eta(clock.now) == pytest.approx(7e15 / 1.75e12)
+    state.spent, state.began = 1e17, clock.now - 1e5  # much later: what was expected is forgotten
+    assert state.eta(clock.now) == pytest.approx(7e15 / 1e12, rel=0.01)
+    state.expected, state.spent, state.began = None, 1e14, clock.now - 100
+    assert state.eta(clock.now) == pytest.approx(7e15 / 1e12)
     found.planned(2, 3e15, None)
     assert state.eta(clock.now) == 0.0
     found.planned(10, 3e15, None)

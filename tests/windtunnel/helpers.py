@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llamita.windtunnel.points import Points, load_base, make_points
+from llamita.windtunnel.findings import RunResult, Status
+from llamita.windtunnel.points import Point, Points, load_base, make_points
 from llamita.windtunnel.spec import load_spec
 from tests.training.helpers import tiny_values
 
@@ -34,3 +35,23 @@ def points_of(folder: Path, data: Path, experiments: dict[str, Any], **changes: 
     path = write_spec(folder, data, experiments, **changes)
     spec = load_spec(path)
     return make_points(spec, load_base(spec, folder))
+
+
+def result_of(point: Point, status: Status = "done", loss: float | None = None) -> RunResult:
+    return RunResult(
+        key=point.key,
+        experiment=point.experiment,
+        status=status,
+        size=point.size.name,
+        hidden_size=point.size.hidden_size,
+        layers=1,
+        parameters=point.size.parameters,
+        total_parameters=1,
+        parametrization=point.parametrization,
+        seed=point.seed,
+        tokens=point.num_tokens,
+        batch_tokens=128,
+        values=point.values,
+        loss=loss,
+        curve=((0, 4.0), (100, 3.0)),
+    )

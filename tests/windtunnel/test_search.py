@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import optuna
 import pytest
 
 from llamita.errors import UserError
-from llamita.windtunnel.findings import RunResult, Status
+from llamita.windtunnel.findings import RunResult
 from llamita.windtunnel.points import Point, Points
 from llamita.windtunnel.results import Journal
-from llamita.windtunnel.search import Search, default_storage, without_password
-from tests.windtunnel.helpers import RATES, points_of
+from llamita.windtunnel.search import Search
+from llamita.windtunnel.storage import GONE_SECONDS, Storage, default_storage, without_password
+from tests.windtunnel.helpers import RATES, points_of, result_of
 
 SEARCH = RATES | {
     "axes": {"optimizer.learning_rate": {"low": 1e-4, "high": 1.0}},
@@ -30,34 +32,21 @@ def loss_at(point: Point) -> float:
     return 1.0 + 0.05 * math.log(rate / BEST) ** 2
 
 
-def result(point: Point, status: Status = "done", loss: float | None = None) -> RunResult:
-    return RunResult(
-        key=point.key,
-        experiment=point.experiment,
-        status=status,
-        size=point.size.name,
-        hidden_size=point.size.hidden_size,
-        layers=1,
-        parameters=point.size.parameters,
-        total_parameters=1,
-        parametrization=point.parametrization,
-        seed=point.seed,
-        tokens=point.num_tokens,
-        batch_tokens=128,
-        values=point.values,
-        loss=loss,
-        curve=((0, 4.0), (100, 3.0)),
-    )
-
-
 def search_of(points: Points, study: Path, **changes: Any) -> Search:
     study.mkdir(exist_ok=True)
     values = {
-        "storage": default_storage(study),
-        "journal": Journal(study),
+        "url": default_storage(study),
+        "name": "study",
+        "data": {},
         "owner": "here",
+        "journal": Journal(study),
     } | changes
-    return Search("study", points.searched[0], points.base, **values)
+    return Search(points.searched[0], points.base, Storage(**values))
+
+
+def end(search: Search, point: Point, result: RunResult) -> None:
+    search._journal.add(result)
+    search.ended(point, result)
 
 
 @pytest.fixture
@@ -69,7 +58,7 @@ def run_all(search: Search, journal: Journal) -> list[Point]:
     made = []
     while (point := search.next()) is not None:
         made.append(point)
-        ended = result(point, loss=loss_at(point))
+        ended = result_of(point, loss=loss_at(point))
         journal.add(ended)
         search.ended(point, ended)
     return made
@@ -120,12 +109,25 @@ def test_a_search_that_was_killed_goes_on_with_what_it_had_begun(
 
 def test_another_machines_trial_is_left_to_it(points: Points, tmp_path: Path) -> None:
     storage = default_storage(tmp_path)
-    theirs = search_of(points, tmp_path / "theirs", storage=storage, owner="there").next()
+    theirs = search_of(points, tmp_path / "theirs", url=storage, owner="there").next()
     journal = Journal(tmp_path)
-    ours = run_all(search_of(points, tmp_path / "ours", storage=storage, journal=journal), journal)
+    ours = run_all(search_of(points, tmp_path / "ours", url=storage, journal=journal), journal)
     assert theirs is not None
     assert theirs.key not in {point.key for point in ours}
     assert len(ours) == 9  # theirs is one of the ten
+
+
+def test_a_trial_of_a_machine_that_is_gone_is_tried_by_another(
+    points: Points, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = default_storage(tmp_path)
+    theirs = search_of(points, tmp_path / "theirs", url=storage, owner="there").next()
+    late = time.time() + GONE_SECONDS + 1
+    monkeypatch.setattr(time, "time", lambda: late)
+    journal = Journal(tmp_path)
+    ours = run_all(search_of(points, tmp_path / "ours", url=storage, journal=journal), journal)
+    assert theirs is not None
+    assert len(ours) == 10
 
 
 def test_a_diverged_run_counts_as_bad_and_a_failed_one_not_at_all(
@@ -135,11 +137,10 @@ def test_a_diverged_run_counts_as_bad_and_a_failed_one_not_at_all(
     for status in ("diverged", "failed", "pruned"):
         point = search.next()
         assert point is not None
-        search.ended(point, result(point, status))  # type: ignore[arg-type]
-    study = optuna.load_study(
-        study_name="study/rate/16x1/llama/0",
-        storage=default_storage(tmp_path / "study"),
-    )
+        end(search, point, result_of(point, status))  # type: ignore[arg-type]
+    (name,) = optuna.get_all_study_names(default_storage(tmp_path / "study"))
+    study = optuna.load_study(study_name=name, storage=default_storage(tmp_path / "study"))
+    assert name.endswith("/rate/16x1/llama/0")
     states = [trial.state.name for trial in study.trials]
     assert states == ["COMPLETE", "FAIL", "PRUNED"]
     assert study.trials[0].value == 4.0  # what it began with
@@ -158,7 +159,7 @@ def test_values_that_are_drawn_again_are_not_run_again(tiny_data: Path, tmp_path
         begun.append(point)
     assert len({point.key for point in begun}) == len(begun) <= 3
     for point in begun:
-        ended = result(point, loss=loss_at(point))
+        ended = result_of(point, loss=loss_at(point))
         journal.add(ended)
         search.ended(point, ended)
     assert search.next() is None
@@ -170,7 +171,7 @@ def test_a_search_whose_runs_all_fail_comes_to_its_end(points: Points, tmp_path:
         search = search_of(points, tmp_path / "study")
         count = 0
         while (point := search.next()) is not None:
-            search.ended(point, result(point, "failed"))
+            end(search, point, result_of(point, "failed"))
             count += 1
         assert count == 10
 
@@ -182,7 +183,7 @@ def test_a_run_far_worse_than_the_others_is_stopped(points: Points, tmp_path: Pa
         assert point is not None
         for step in range(1, 6):
             assert not search.judged(point, step, 3.0 - 0.1 * step)
-        search.ended(point, result(point, loss=2.5))
+        end(search, point, result_of(point, loss=2.5))
     point = search.next()
     assert point is not None
     stopped = [search.judged(point, step, 3.9) for step in range(1, 6)]
@@ -192,9 +193,9 @@ def test_a_run_far_worse_than_the_others_is_stopped(points: Points, tmp_path: Pa
 
 def test_storage_that_is_gone_or_locked_is_an_error(points: Points, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is locked, gone or not to be reached"):
-        search_of(points, tmp_path / "s", storage=f"sqlite:///{tmp_path}/nowhere/optuna.db")
+        search_of(points, tmp_path / "s", url=f"sqlite:///{tmp_path}/nowhere/optuna.db")
     with pytest.raises(UserError, match="is locked, gone or not to be reached"):
-        search_of(points, tmp_path / "s", storage="nosuchdatabase://x")
+        search_of(points, tmp_path / "s", url="nosuchdatabase://x")
 
 
 def test_a_password_is_not_shown() -> None:

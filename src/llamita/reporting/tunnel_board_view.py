@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _LEAST_COLUMNS, _LEAST_ROWS = 24, 8
 _FAILURES_KEPT = 5
+_EXPECTED_COUNTS_SECONDS = 300.0
 _ENDED_BADLY = ("diverged", "failed", "killed")
 LOOKED_INTO = "looked into"
 _COUNTED = ("done", LOOKED_INTO, "diverged", "pruned", "failed", "killed")
@@ -99,17 +100,27 @@ class BoardState:
             return None
         return computed / (now - self.began)
 
+    def _foreseen_rate(self, now: float) -> float | None:
+        """The measured rate; with an expected one, that as if it had been measured for some minutes
+        before: what comes first is compiling, and would foresee hours."""
+        measured = self.flops_per_second(now)
+        if not self.expected or not self.flops:
+            return measured
+        expected = self.flops / self.expected
+        if measured is None or self.began is None:
+            return expected
+        known, weight = now - self.began, min(_EXPECTED_COUNTS_SECONDS, self.expected)
+        return (measured * known + expected * weight) / (known + weight)
+
     def eta(self, now: float) -> float | None:
-        """Seconds: FLOPs left over FLOPs a second; before any are measured, the expected ones.
-        None where runs are left whose FLOPs nobody planned, as a search's are."""
+        """Seconds: FLOPs left over FLOPs a second. None where runs are left whose FLOPs nobody
+        planned, as a search's are."""
         if self.total and self.ended >= self.total:
             return 0.0
         if self.flops_left <= 0:
             return None
-        rate = self.flops_per_second(now)
-        if rate is not None:
-            return self.flops_left / rate
-        return None if self.expected is None else self.expected * self.flops_left / self.flops
+        rate = self._foreseen_rate(now)
+        return None if rate is None else self.flops_left / rate
 
     # -- what happens ----------------------------------------------------------------------
 
@@ -132,7 +143,9 @@ class BoardState:
         run = self.running.pop(slot, None)
         if counted:
             self.counts[counted] = self.counts.get(counted, 0) + 1
-            self.planned_done += run.flops if run is not None else 0.0
+            done = run.flops if run is not None else 0.0
+            self.planned_done += done
+            self.spent += done
 
     def end(self, slot: int, result: RunResult) -> str:
         """Count an ended run; returns a line about it."""

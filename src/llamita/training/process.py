@@ -100,4 +100,6 @@ def stop_signals(tell: Sequence[Callable[[], None]] = ()) -> Iterator[list[int]]
 
 def command_line() -> str:
     """What the user typed, to be typed again."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    program = Path(sys.argv[0]).name
+    spoken = ["python", "-m", "llamita"] if program == "__main__.py" else [program]
+    return shlex.join([*spoken, *sys.argv[1:]])

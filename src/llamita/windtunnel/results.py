@@ -81,6 +81,10 @@ def _seconds(events: Sequence[Mapping[str, Any]]) -> float:
     return spent + (last - began if began is not None else 0.0)
 
 
+def record_is_final(record: Mapping[str, Any]) -> bool:
+    return record["kind"] == "coordinates" or record["status"] in FINAL
+
+
 class Journal:
     """results.jsonl of a study.
 
@@ -93,6 +97,8 @@ class Journal:
         self.runs: dict[str, RunResult] = {}
         self.coordinates: dict[str, dict[str, Any]] = {}
         """Key → the record of a point that looked into a model."""
+        self.records: dict[str, dict[str, Any]] = {}
+        """Key → its line."""
         for record in self._read():
             self._take(record)
 
@@ -112,6 +118,7 @@ class Journal:
         return found
 
     def _take(self, record: dict[str, Any]) -> None:
+        self.records[record["key"]] = record
         fields = {key: value for key, value in record.items() if key != "kind"}
         if record["kind"] == "coordinates":
             self.coordinates[record["key"]] = fields
@@ -120,7 +127,7 @@ class Journal:
             self.runs[record["key"]] = RunResult(**fields)
 
     def is_final(self, key: str) -> bool:
-        return key in self.coordinates or (key in self.runs and self.runs[key].status in FINAL)
+        return key in self.records and record_is_final(self.records[key])
 
     def add(self, result: RunResult) -> None:
         self._write({"kind": "run", **asdict(result)})
@@ -138,7 +145,13 @@ class Journal:
             }
         )
 
-    def _write(self, record: dict[str, Any]) -> None:
+    def take_over(self, record: Mapping[str, Any]) -> None:
+        """Another machine's line of a run, unless this one knows as much."""
+        key = record["key"]
+        if key not in self.records or (record_is_final(record) and not self.is_final(key)):
+            self._write(record)
+
+    def _write(self, record: Mapping[str, Any]) -> None:
         line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
         try:
             with self.path.open("a+b") as file:

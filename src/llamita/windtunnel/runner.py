@@ -73,6 +73,21 @@ class Source(Protocol):
         """Whether to stop the run there."""
 
     def ended(self, point: Point, result: RunResult) -> None: ...
+    def beat(self) -> None:
+        """Called often."""
+
+
+class Share(Protocol):
+    """Gives out the study's runs to several machines (`sharing.SharedRuns`)."""
+
+    def claim(self) -> Sequence[Point]:
+        """More for this one to make; none where none is to be had now."""
+
+    def ended(self, point: Point) -> None:
+        """The journal has a result of it."""
+
+    def beat(self) -> None:
+        """Called often."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +118,7 @@ class Runner:
         points: those to be made, journal or no journal.
         settle: overrides of a point's `runtime`.
         cost: what a point takes; the longest are begun first.
+        share: where it is there, the points are made as it gives them out.
         keep_models: leave the weights of ended runs where they are; else only of trunks.
     """
 
@@ -114,6 +130,7 @@ class Runner:
     cost: Callable[[Point], Cost]
     settle: Callable[[Point], Sequence[str]] = lambda point: ()
     sources: Sequence[Source] = ()
+    share: Share | None = None
     keep_models: bool = False
     _queue: list[Point] = field(default_factory=list)
     _elsewhere: dict[str, float] = field(default_factory=dict)
@@ -127,9 +144,11 @@ class Runner:
         Raises:
             UserError: the disk is full, or no process can be started.
         """
-        self._queue = self._to_be_made()
+        count = len(self.slots)
+        if self.share is None:
+            self._queue = self._to_be_made(self.points)
+            count = count if self.sources else min(count, len(self._queue))
         try:
-            count = min(len(self.slots), len(self._queue)) if not self.sources else len(self.slots)
             for number, plan in enumerate(self.slots[:count]):
                 self._held.append(self._start(number, plan))
             while self._go_on(bool(stop)):
@@ -139,14 +158,12 @@ class Runner:
 
     # -- what is to be made -----------------------------------------------------------------------
 
-    def _to_be_made(self) -> list[Point]:
+    def _to_be_made(self, points: Sequence[Point]) -> list[Point]:
         """Longest first, with the branches that wait for it counted to a trunk."""
-        missing = [point for point in self.points if not self.journal.is_final(point.key)]
+        missing = [point for point in points if not self.journal.is_final(point.key)]
         trunks = {point.trunk for point in missing if self._lacks_checkpoint(point)}
         wanted = [
-            point
-            for point in self.points
-            if point.key in trunks or not self.journal.is_final(point.key)
+            point for point in points if point.key in trunks or not self.journal.is_final(point.key)
         ]
         after: dict[str, float] = {}
         for point in wanted:
@@ -164,16 +181,25 @@ class Runner:
 
     def _next(self) -> tuple[Point | None, Source | None]:
         """What can be begun now."""
-        now = time.monotonic()
-        for point in list(self._queue):
-            if self._elsewhere.get(point.key, 0.0) <= now and self._is_ready(point):
-                self._queue.remove(point)
-                return point, None
+        point = self._next_ready()
+        if point is None and self.share is not None:
+            self._queue += self._to_be_made(self.share.claim())
+            point = self._next_ready()
+        if point is not None:
+            return point, None
         for source in self.sources:
             chosen = source.next()
             if chosen is not None:
                 return chosen, source
         return None, None
+
+    def _next_ready(self) -> Point | None:
+        now = time.monotonic()
+        for point in list(self._queue):
+            if self._elsewhere.get(point.key, 0.0) <= now and self._is_ready(point):
+                self._queue.remove(point)
+                return point
+        return None
 
     def _is_ready(self, point: Point) -> bool:
         if point.trunk is None or not self._lacks_checkpoint(point):
@@ -207,6 +233,10 @@ class Runner:
         if stopping and not self._told:
             self._told = True
             self.watcher.say(_STOPPING)
+        for source in self.sources:
+            source.beat()
+        if self.share is not None:
+            self.share.beat()
         for slot in self._held:
             if slot.point is not None and (stopping or slot.pruned):
                 # Again and again: one that comes before the run watches for it is lost.
@@ -280,6 +310,8 @@ class Runner:
         elif message.result is None:
             assert message.measured is not None
             self.journal.add_coordinates(point, message.measured)
+            if self.share is not None:
+                self.share.ended(point)
             self.watcher.left(slot.number, done=True)
         else:
             self._record(slot.number, point, message.result, slot.source)
@@ -290,6 +322,8 @@ class Runner:
         self.journal.add(result)
         if source is not None:
             source.ended(point, result)
+        elif self.share is not None:
+            self.share.ended(point)
         self.watcher.ended(number, result)
         if result.status == "failed":
             self._refuse_full_disk(result.reason)

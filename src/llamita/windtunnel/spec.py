@@ -247,8 +247,8 @@ class Spec(Settings):
     runs_at_once: Count | None = None
     """null: as many as devices, cores and memory carry."""
     storage: str | None = None
-    """Optuna's, for sweeps by `tpe`: a URL such as postgresql://host/db that several machines
-    share. null: a file in the study's directory."""
+    """Optuna's, a URL such as postgresql://host/db: machines that name the same one share the
+    study's runs. null: this one makes them all, and searches keep a file in its directory."""
 
     @field_validator("seeds")
     @classmethod

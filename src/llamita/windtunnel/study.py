@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from llamita.recipes.schema import Recipe
 from llamita.windtunnel.points import Points, make_points
 from llamita.windtunnel.results import Journal
 from llamita.windtunnel.spec import Spec, load_spec
+from llamita.windtunnel.storage import Storage, default_storage
 
 SPEC, BASE, STUDY = "spec.yaml", "base.yaml", "study.json"
 
@@ -55,12 +57,7 @@ def begin_study(study: Study, file: Path, base: Recipe) -> None:
     """
     from llamita.data.shards import open_dataset  # without torch, but not without numpy
 
-    paths = {
-        str(source.path)
-        for point in study.points.kinds
-        for source in point.recipe.datasets.values()
-    }
-    prints = {path: open_dataset(Path(path)).fingerprint for path in sorted(paths)}
+    prints = {path: open_dataset(Path(path)).fingerprint for path in _data_paths(study)}
     record = study.directory / STUDY
     known: dict[str, Any] = json.loads(record.read_text("utf-8")) if record.exists() else {}
     for path, fingerprint in prints.items():
@@ -74,7 +71,21 @@ def begin_study(study: Study, file: Path, base: Recipe) -> None:
         replace_synced(study.directory / SPEC, file.read_text("utf-8"))
     replace_synced(study.directory / BASE, dump_recipe(base, defaults=False))
     known |= {"datasets": known.get("datasets", {}) | prints, "spec": str(file)}
+    known.setdefault("id", uuid.uuid4().hex)
     replace_synced(record, json.dumps(known, indent=1) + "\n")
+
+
+def _data_paths(study: Study) -> list[str]:
+    recipes = [point.recipe for point in study.points.kinds]
+    return sorted({str(each.path) for recipe in recipes for each in recipe.datasets.values()})
+
+
+def storage_of(study: Study) -> Storage:
+    """The spec's, or a file of its own. The study has begun."""
+    recorded = json.loads((study.directory / STUDY).read_text("utf-8"))
+    url = study.spec.storage or default_storage(study.directory)
+    data = {path: recorded["datasets"][path] for path in _data_paths(study)}
+    return Storage(url, study.spec.name, data, recorded["id"], study.journal)
 
 
 def remember(study: Study, facts: Mapping[str, str]) -> None:

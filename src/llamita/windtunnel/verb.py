@@ -24,8 +24,9 @@ from llamita.windtunnel.points import load_base, make_points
 from llamita.windtunnel.results import Journal
 from llamita.windtunnel.runner import Runner, SlotPlan, Source, Watcher
 from llamita.windtunnel.settling import Settler
+from llamita.windtunnel.sharing import SharedRuns, pieces
 from llamita.windtunnel.spec import SHIPPED, load_spec, spec_file
-from llamita.windtunnel.study import STUDY, Study, begin_study, open_study, remember
+from llamita.windtunnel.study import STUDY, Study, begin_study, open_study, remember, storage_of
 from llamita.windtunnel.summary import summarize
 
 LAW, PAGE, FIGURES = "law.yaml", "report.html", "figures"
@@ -95,7 +96,15 @@ def tunnel_run(
     with locked(directory):
         begin_study(study, file, base)
         board = board or TunnelBoard(loaded.name, plain=True)
-        _make(study, costs, slots, rate, keep_models, board)
+        shared = _shared(study, costs)
+        _make(study, costs, slots, rate, keep_models, board, shared)
+        if shared is not None:
+            storage_of(study).take_results()
+            if shared.elsewhere:
+                say(
+                    f"{shared.elsewhere} runs are with other machines still; take in what they "
+                    f"find with: llamita tunnel show {directory}"
+                )
     return conclude(study, _facts(study, slots, time.time() - began), say=say)
 
 
@@ -108,6 +117,8 @@ def tunnel_show(study: str | Path, *, say: Callable[[str], None] = print) -> Fin
     _require_what_concluding_needs()
     opened = open_study(Path(study))
     recorded = json.loads((opened.directory / STUDY).read_text("utf-8"))
+    if opened.spec.storage is not None:
+        storage_of(opened).take_results()
     return conclude(opened, recorded.get("facts", {}), say=say)
 
 
@@ -143,6 +154,7 @@ def _make(
     rate: Rate,
     keep_models: bool,
     board: Board,
+    shared: SharedRuns | None,
 ) -> None:
     missing = [each for each in study.points.points if not study.journal.is_final(each.key)]
     seconds = [rate.seconds(each, costs.of(each)) for each in missing]
@@ -163,6 +175,7 @@ def _make(
             costs.of,
             Settler(study.directory / STUDY, slots, costs).overrides,
             sources,
+            shared,
             keep_models,
         )
         runner.run(stop)
@@ -181,14 +194,20 @@ def _unsaid() -> None:
 def _sources(study: Study) -> list[Source]:
     if not study.points.searched:
         return []
-    from llamita.windtunnel.search import Search, default_storage
+    from llamita.windtunnel.search import Search
 
-    storage = study.spec.storage or default_storage(study.directory)
-    owner = str(study.directory.resolve())
-    return [
-        Search(study.spec.name, cell, study.points.base, storage, study.journal, owner)
-        for cell in study.points.searched
-    ]
+    storage = storage_of(study)
+    return [Search(cell, study.points.base, storage) for cell in study.points.searched]
+
+
+def _shared(study: Study, costs: Costs) -> SharedRuns | None:
+    """Where a spec names a storage, with what others have found already taken in."""
+    if study.spec.storage is None:
+        return None
+    storage = storage_of(study)
+    storage.take_results()
+    work = pieces(study.points.points, lambda point: costs.of(point).flops)
+    return SharedRuns(storage, work, study.journal)
 
 
 def _facts(study: Study, slots: Sequence[SlotPlan], seconds: float) -> dict[str, str]:

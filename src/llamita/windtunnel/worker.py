@@ -93,6 +93,9 @@ def work(
     import llamita.training.run  # noqa: F401 - imported before the first run's clock starts
 
     torch.set_num_threads(threads)
+    # Half a million objects of libraries, which each later collection would look through.
+    gc.collect()
+    gc.freeze()
     connection.send(Ready())
     while (task := connection.recv()) is not None:
         connection.send(_make(task, study, device, threads, connection))
