@@ -1,4 +1,5 @@
-"""Compiled code: where it is kept between runs, and whether it was found there."""
+"""Compiled code: where it is kept between runs, how much of it a process holds, and whether it was
+found."""
 
 from __future__ import annotations
 
@@ -6,6 +7,9 @@ import os
 from pathlib import Path
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+_GRAPHS_AT_MOST, _MODELS_AT_MOST = 64, 12
+_held: set[str] = set()
+"""Models whose graphs this process holds, as torch itself does for the whole process."""
 
 
 def keep_compiled_code() -> None:
@@ -24,6 +28,27 @@ def keep_compiled_code() -> None:
         return  # no home to write to: torch's own default serves
     if os.access(folder, os.W_OK):
         os.environ[CACHE_VARIABLE] = str(folder)
+
+
+def make_room_for_graphs(model: str) -> None:
+    """Call before a model is compiled.
+
+    torch.compile keeps the graphs of everything that a process met, and where they must be whole
+    refuses the ninth of one function: the fourth or fifth model of another shape, as one has
+    graphs with and without gradients and of other numbers of rows. Here it refuses later than what
+    12 models need, and before the thirteenth all are let go of; they come back from the disk.
+
+    Args:
+        model: what sets its graphs apart from other models'.
+    """
+    import torch
+    from torch._dynamo import config
+
+    config.recompile_limit = max(config.recompile_limit, _GRAPHS_AT_MOST)
+    if model not in _held and len(_held) >= _MODELS_AT_MOST:
+        torch.compiler.reset()
+        _held.clear()
+    _held.add(model)
 
 
 def graphs_met() -> tuple[int, int]:

@@ -38,7 +38,7 @@ from llamita.training.checkpoint import (
     clean_up,
     step_directories,
 )
-from llamita.training.compilation import keep_compiled_code
+from llamita.training.compilation import keep_compiled_code, make_room_for_graphs
 from llamita.training.devices import forget_peak_memory, map_large_blocks, peak_memory
 from llamita.training.environment import Environment, describe_memory, settle_environment
 from llamita.training.final import final_bits_per_byte, write_final
@@ -349,6 +349,7 @@ def _build(
         use_float8(model)
     if compute.compile:
         keep_compiled_code()
+        make_room_for_graphs(f"{plan.config} {recipe.adapter} {compute.dtype} {compute.float8}")
         compile_model(model)
     world.shard(model)
     optimizer = build_optimizer(model, recipe.optimizer, multipliers)
