@@ -250,6 +250,20 @@ def test_progress_is_told() -> None:
     assert told == [(n, 40) for n in range(1, 41)]
 
 
+def test_three_groups_give_no_intervals() -> None:
+    """They can be drawn in one way that five constants can be fitted to: all three."""
+    data = drawn(truth(), grid(3, 4), gaussian(0))
+    grouped = replace(
+        data, rows=tuple(replace(row, group=f"{row.parameters}") for row in data.rows)
+    )
+    fitted = fit_observations(grouped, bootstrap=40)
+    assert fitted.law.intervals == {}
+    assert any("3 groups can be drawn in too few ways" in line for line in fitted.warnings)
+    assert not any("--bootstrap 0" in line for line in describe_fit(fitted))
+    assert fitted.law == fit_observations(grouped, bootstrap=0).law
+    assert fitted.residuals == fit_observations(grouped, bootstrap=0).residuals
+
+
 def test_no_bootstrap_gives_no_intervals() -> None:
     fitted = fit_observations(drawn(truth(), grid(), gaussian(0)), bootstrap=0)
     assert fitted.law.intervals == {}

@@ -252,6 +252,7 @@ def law_study() -> LawStudy:
         objective=1e-4,
         delta=1e-3,
         seed=0,
+        bootstrap=400,
         converged=True,
         agreeing_starts=11,
         num_starts=12,

@@ -31,6 +31,9 @@ MIN_DISTINCT = 3
 FEW_GROUPS = 10
 """95% intervals of B and beta held the truth in 91 to 92% of 120 data sets of 6 or 8 groups, and in
 96 to 98% of those of 12."""
+LEAST_DRAWS = 10
+"""Different ones. Three groups of a size each can be drawn in one way that five constants can be
+fitted to, all three, and an interval from it would be nought wide."""
 NUM_STARTS = 12
 _WIDE = 100.0
 
@@ -61,7 +64,8 @@ class FittedLaw:
     """A law, what it was fitted to, and how well it fits.
 
     residuals: ln(observed/fitted) of each observation. objective: the sum of Huber losses.
-    num_resampled: observations, or groups, that the bootstrap draws from.
+    bootstrap: fits to drawn observations that were asked for. num_resampled: observations, or
+    groups, that they draw from.
     """
 
     law: Law
@@ -70,6 +74,7 @@ class FittedLaw:
     objective: float
     delta: float
     seed: int
+    bootstrap: int
     converged: bool
     agreeing_starts: int
     num_starts: int
@@ -148,6 +153,7 @@ def fit_observations(
         objective=problem.objective(x),
         delta=delta,
         seed=seed,
+        bootstrap=bootstrap,
         converged=problem.is_minimum(x),
         agreeing_starts=agreeing,
         num_starts=NUM_STARTS,
@@ -239,14 +245,17 @@ def _bootstrap(
     seed: int,
     progress: Progress,
 ) -> list[Array]:
-    """Fits to units drawn with replacement. Draws with too few different N or D are drawn again."""
+    """Fits to units drawn with replacement. Draws with too few different N or D are drawn again;
+    none at all where too few draws differ."""
     generator = np.random.default_rng(seed)
     drawn: list[Array] = []
     attempts = 0
+    different = set()
     whole = problem.weights
     while len(drawn) < count:
         attempts += 1
         if attempts > 20 * count:
+            problem.weights = whole
             return []
         times = np.bincount(generator.integers(len(units), size=len(units)), minlength=len(units))
         weights = np.zeros(len(problem.n))
@@ -255,11 +264,12 @@ def _bootstrap(
         kept = weights > 0
         if min(len(set(values[kept])) for values in (problem.n, problem.d)) < MIN_DISTINCT:
             continue
+        different.add(tuple(times))
         problem.weights = weights
         drawn.append(problem.polish(x)[1])
         progress(len(drawn), count)
     problem.weights = whole
-    return drawn
+    return drawn if len(different) >= min(LEAST_DRAWS, count) else []
 
 
 def _leave_largest_out(rows: Sequence[Observation], delta: float) -> HeldOut | None:
@@ -361,7 +371,12 @@ def _warnings(fitted: FittedLaw) -> list[str]:
                 f"{name} is ill-determined: its interval, {low:.3g} to {high:.3g}, spans more than "
                 f"a factor of {_WIDE:g}. Trust the law between its runs, not beyond them"
             )
-    if fitted.resampled == "group" and fitted.num_resampled < FEW_GROUPS:
+    if fitted.bootstrap and not fitted.samples:
+        found.append(
+            f"{fitted.num_resampled} {fitted.resampled}s can be drawn in too few ways for "
+            "intervals; add runs, of another size or another seed"
+        )
+    elif fitted.resampled == "group" and fitted.num_resampled < FEW_GROUPS:
         found.append(
             f"there are {fitted.num_resampled} groups: intervals drawn from fewer than "
             f"{FEW_GROUPS} miss the truth more often than they say"

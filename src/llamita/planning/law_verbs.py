@@ -194,7 +194,7 @@ def fit_as_json(fitted: FittedLaw) -> dict[str, Any]:
 
 def _bootstrap(fitted: FittedLaw) -> str:
     if not fitted.law.samples:
-        return "none (--bootstrap 0)"
+        return "none" if fitted.bootstrap else "none (--bootstrap 0)"
     return (
         f"95%, percentiles of {len(fitted.law.samples)} fits to {fitted.resampled}s drawn with "
         f"replacement from {fitted.num_resampled} (seed {fitted.seed})"
