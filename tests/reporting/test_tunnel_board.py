@@ -126,6 +126,21 @@ def test_time_left() -> None:
     assert state.eta(clock.now) is None, "a search's runs have no plan"
 
 
+def test_what_an_earlier_session_computed_is_no_speed() -> None:
+    clock = Clock()
+    found = board(clock)
+    state = state_of(found)
+    found.planned(2, 2e15, None)
+    found.started(0, "a", "run", flops=1e15)
+    found.progress(0, 900, 1000, None)  # it goes on from there
+    clock.now += 100
+    found.progress(0, 950, 1000, 2.0)
+    assert state.flops_per_second(clock.now) == pytest.approx(5e13 / 100)
+    assert state.eta(clock.now) == pytest.approx(1.05e15 / (5e13 / 100))
+    found.ended(0, run("a", flops=1e15))
+    assert state.flops_per_second(clock.now) == pytest.approx(1e14 / 100)
+
+
 def test_a_result_of_a_run_that_never_began_leaves_its_slot_alone() -> None:
     """A branch whose trunk failed ends on slot 0, where another run goes on."""
     found = busy()

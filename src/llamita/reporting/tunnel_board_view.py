@@ -26,7 +26,7 @@ _COUNTED = ("done", LOOKED_INTO, "diverged", "pruned", "failed", "killed")
 class Running:
     """A run that goes. tokens, flops: what it takes from `first_step` to its last; nought where
     nobody said. speed_since: when and at which step its first news came, which leaves its
-    start-up out of its speed."""
+    start-up out of its speed, and what an earlier session computed."""
 
     key: str
     name: str
@@ -42,8 +42,17 @@ class Running:
 
     @property
     def share(self) -> float:
+        """Of its steps, those that are behind it."""
+        return self._share_of(self.step)
+
+    @property
+    def share_before(self) -> float:
+        """Of its steps, those that an earlier session took."""
+        return self._share_of(self.speed_since[1]) if self.speed_since else 0.0
+
+    def _share_of(self, step: int) -> float:
         steps = self.last_step - self.first_step
-        return min(1.0, max(0.0, (self.step - self.first_step) / steps)) if steps > 0 else 0.0
+        return min(1.0, max(0.0, (step - self.first_step) / steps)) if steps > 0 else 0.0
 
     def speed_text(self) -> str:
         if self.speed is None:
@@ -95,7 +104,8 @@ class BoardState:
 
     def flops_per_second(self, now: float) -> float | None:
         """Over all slots together, since the first run of this session began."""
-        computed = self.spent + self._under_way
+        before = sum(each.share_before * each.flops for each in self.running.values())
+        computed = self.spent + self._under_way - before
         if self.began is None or now <= self.began or computed <= 0:
             return None
         return computed / (now - self.began)
@@ -158,7 +168,7 @@ class BoardState:
         self.counts[result.status] = self.counts.get(result.status, 0) + 1
         self.planned_done += run.flops if run is not None and run.flops else result.flops
         if run is not None:
-            self.spent += result.flops
+            self.spent += result.flops * (1 - run.share_before)
         told = self._outcome(result, name)
         return f"{self.ended}/{self.total or '?'} {name}: {told}"
 

@@ -180,8 +180,9 @@ def _make(
         )
         runner.run(stop)
         if stop:
+            finished = sum(map(study.journal.is_final, study.journal.records))
             raise StudyInterrupted(
-                f"stopped; {len(study.journal.runs)} runs are finished and those that were going "
+                f"stopped; {finished} runs are finished and those that were going "
                 f"on are saved. Go on with: {command_line()}",
                 stop[0],
             )
