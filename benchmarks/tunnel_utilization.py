@@ -5,13 +5,15 @@ starting costs.
     python benchmarks/tunnel_utilization.py --study runs/two-hours
 
 DIR is what `llamita data build` made. One size (hidden 64, two layers), several learning rates, as
-many at once as the machine carries. Utilisation is all tokens of the study over its wall time, in
-the best rate that a single run reached, times the devices; start-up is from a run's being given to
-a process to its first step, of each process's first run and of later ones.
+many at once as the machine carries. Utilisation is the time that the study's tokens would take at
+the best run's tokens a second, over its devices' time: the best run's from its start to its end,
+with its validations and its checkpoint, and, as `steps_utilization`, its rate while it took steps.
+Start-up is from a run's being given to a process to its first step, of each process's first run
+and of later ones.
 
---study measures one that was made, of sizes of any kind: from its first run's start to its last
-one's end, in which the tokens of each size count at the best rate that a run of it reached. Time
-that it did not run counts against it, and so do models that were only looked into.
+--study measures one that was made, of sizes of any kind, each against the best run of its size,
+from the first run's start to the last one's end. Time that it did not run counts against it, and so
+do models that were only looked into.
 """
 
 from __future__ import annotations
@@ -104,60 +106,66 @@ def measure(folder: Path, data: Path, runs: int, tokens: float) -> dict[str, Any
     began = time.time()
     runner.run([])
     wall = time.time() - began
-    first, later, rates = [], [], []
+    first, later = [], []
     met: set[int] = set()
     for key, (slot, given) in clock.given.items():
         events = read_events(study.directory / POINTS / key)
-        rates += [e["tokens_per_second"] for e in events if e["event"] == "progress"]
         stage = next(event["time"] for event in events if event["event"] == "stage")
         (later if slot in met else first).append(stage - given)
         met.add(slot)
-    total = sum(run.tokens for run in study.journal.runs.values())
-    processes = min(given for _, given in clock.given.values()) - began
     return {
-        "slots": len(slots),
         "device": slots[0].device,
-        "runs": len(points.points),
-        "wall_seconds": wall,
-        "processes_ready_seconds": processes,
-        "best_tokens_per_second": max(rates),
-        "utilization": total / (wall * len(slots) * max(rates)),
-        "utilization_once_ready": total / ((wall - processes) * len(slots) * max(rates)),
+        **utilization(study, len(slots), wall),
         "first_startup_seconds": max(first),
         "startup_seconds": sorted(later)[len(later) // 2],
         "startup_seconds_at_most": max(later),
     }
 
 
-def show(found: dict[str, Any]) -> None:
-    for key, value in found.items():
-        bar = f" (bar {BARS[key]:g})" if key in BARS else ""
-        print(f"{key}: {value:.3g}{bar}" if isinstance(value, float) else f"{key}: {value}")
-
-
-def measure_made(directory: Path) -> dict[str, Any]:
+def utilization(study: Study, slots: int, wall: float) -> dict[str, Any]:
     """Of a study that has its runs' events still."""
-    study = open_study(directory)
-    slots = int(json.loads((directory / STUDY).read_text("utf-8"))["facts"]["devices"].split()[0])
-    best: dict[str, float] = {}
-    tokens: dict[str, int] = {}
-    times: list[float] = []
+    sizes: dict[str, list[tuple[int, float, float]]] = {}
     for run in study.journal.runs.values():
-        events = read_events(directory / POINTS / run.key)
-        times += [events[0]["time"], events[-1]["time"]]
-        rates = [e["tokens_per_second"] for e in events if e["event"] == "progress"]
-        best[run.size] = max([best.get(run.size, 0.0), *rates])
-        steps = [event["step"] for event in events if event["event"] in ("start", "end")]
-        tokens[run.size] = tokens.get(run.size, 0) + (steps[-1] - steps[0]) * run.batch_tokens
-    wall = max(times) - min(times)
-    busy = sum(tokens[size] / best[size] for size in tokens)
+        events = read_events(study.directory / POINTS / run.key)
+        start = next(event for event in events if event["event"] == "start")
+        stage = next(event for event in events if event["event"] == "stage")
+        last = [event for event in events if event["event"] == "progress"][-1]
+        tokens = (events[-1]["step"] - start["step"]) * run.batch_tokens
+        stepped = (last["step"] - stage["step"]) * run.batch_tokens
+        in_steps = stepped / (last["time"] - stage["time"])
+        in_all = tokens / (events[-1]["time"] - start["time"])
+        sizes.setdefault(run.size, []).append((tokens, in_all, in_steps))
+    best = {size: max(run[1] for run in runs) for size, runs in sizes.items()}
+    best_steps = {size: max(run[2] for run in runs) for size, runs in sizes.items()}
+    tokens = {size: sum(run[0] for run in runs) for size, runs in sizes.items()}
     return {
         "slots": slots,
         "runs": len(study.journal.runs),
         "wall_seconds": wall,
-        **{f"best_tokens_per_second {size}": rate for size, rate in best.items()},
-        "utilization": busy / (wall * slots),
+        "best_run_tokens_per_second": best,
+        "best_steps_tokens_per_second": best_steps,
+        "utilization": sum(tokens[size] / best[size] for size in sizes) / (wall * slots),
+        "steps_utilization": sum(tokens[size] / best_steps[size] for size in sizes)
+        / (wall * slots),
     }
+
+
+def measure_made(directory: Path) -> dict[str, Any]:
+    study = open_study(directory)
+    facts = json.loads((directory / STUDY).read_text("utf-8"))["facts"]
+    times = [
+        event["time"]
+        for key in study.journal.runs
+        for event in read_events(directory / POINTS / key)
+        if event["event"] in ("start", "end")
+    ]
+    return utilization(study, int(facts["devices"].split()[0]), max(times) - min(times))
+
+
+def show(found: dict[str, Any]) -> None:
+    for key, value in found.items():
+        bar = f" (bar {BARS[key]:g})" if key in BARS else ""
+        print(f"{key}: {value:.3g}{bar}" if isinstance(value, float) else f"{key}: {value}")
 
 
 def main() -> None:
