@@ -189,7 +189,8 @@ def test_the_recipe_has_what_was_found(study: Study, tmp_path: Path) -> None:
     for warning in tunnel_show(study.directory, say=lambda line: None).law.fitted.warnings:  # type: ignore[union-attr]
         assert warning in " ".join(text.replace("#", "").split())
     assert "extrapolated" in text  # 9M lies far outside sizes of 96
-    assert "found: " in text
+    assert "learning_rate: found: " in text
+    assert "decay: found: 32x2: best is 20%" in " ".join(text.replace("#", "").split())
 
 
 def test_a_recipe_of_one_of_the_studys_sizes_runs(study: Study, tmp_path: Path) -> None:

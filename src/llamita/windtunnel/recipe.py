@@ -122,6 +122,10 @@ def _recipe(
             f"{transfer.axis}: found: {transfer.verdict}"
             + ("" if taken else "; not taken over: set it by hand")
         )
+    # What is predicted is the loss of the law's schedule; the best share goes with a run's length.
+    comments += [
+        f"decay: found: {each.verdict}; not taken over, set it by hand" for each in found.decays
+    ]
     if law is not None:
         comments += [f"{law.fitted.law.name}: {each}" for each in law.fitted.warnings]
         comments += law.fitted.law.beyond_its_runs(target.parameters, tokens)
