@@ -64,8 +64,10 @@ def test_the_headline_takes_what_transfers() -> None:
     assert "under minicpm; the best goes as width<sup>0.02</sup>" in hero.group(1)
     assert "standard" not in hero.group(1), "nothing of it can be taken"
     assert "L<sup>−4.20</sup>" in hero.group(1)
-    assert "At 1.00·10²¹ FLOPs <b>26.2 tokens</b> a parameter are best, extrapolated" in hero.group(
-        1
+    # 10²¹ FLOPs are far beyond the runs.
+    assert re.search(
+        r"At 1.00·10¹⁶ FLOPs <b>[\d.]+ tokens</b> a parameter are best \([\d.]+ to [\d.]+\)\.",
+        hero.group(1),
     )
 
 

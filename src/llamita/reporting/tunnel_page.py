@@ -25,7 +25,7 @@ from llamita.reporting.tunnel_words import (
     signed,
     value_text,
 )
-from llamita.windtunnel.findings import Findings, Transfer
+from llamita.windtunnel.findings import Findings, OptimalRatio, Transfer
 
 
 def write_tunnel_page(findings: Findings, path: Path, *, command: Sequence[str] = ()) -> Path:
@@ -100,16 +100,23 @@ def _hero(findings: Findings) -> str:
     if law is not None:
         found.append(f"The best batch goes as <b>L<sup>{text(signed(-law.b))}</sup></b>.")
     if findings.law is not None and findings.law.ratios:
-        last = max(findings.law.ratios, key=lambda each: each.flops)
-        beyond = ", extrapolated" if last.extrapolated else ""
-        found.append(
-            f"At {text(flops(last.flops))} FLOPs <b>{text(value_text(last.ratio))} tokens</b> a "
-            f"parameter are best{beyond}."
-        )
+        found.append(_best_ratio(findings.law.ratios))
     if not found:
         ended = sum(run.status == "done" for run in findings.runs)
         return f"<b>{ended:,} runs</b> are done, and nothing follows from them yet."
     return " ".join(found)
+
+
+def _best_ratio(ratios: Sequence[OptimalRatio]) -> str:
+    """At the largest budget that the runs reach, as far as any is reached."""
+    inside = [each for each in ratios if not each.extrapolated]
+    last = max(inside or ratios, key=lambda each: each.flops)
+    known = "" if last.ratio_interval is None else f" ({interval_text(last.ratio_interval)})"
+    beyond = ", extrapolated" if last.extrapolated else ""
+    return (
+        f"At {text(flops(last.flops))} FLOPs <b>{text(value_text(last.ratio))} tokens</b> a "
+        f"parameter are best{text(known)}{beyond}."
+    )
 
 
 def _best_transfers(findings: Findings) -> list[Transfer]:

@@ -73,8 +73,8 @@ def coordinates(found: Findings, figures: Figures) -> str:
     )
     body = (
         _verdicts([(each.parametrization, each.verdict) for each in found.coordinates])
-        + (listed(growing, "plain") if growing else "")
         + figures_of(figures)
+        + (html.folded(f"what grows: {len(growing)}", listed(growing, "plain")) if growing else "")
         + "".join(tables)
     )
     return html.section("coordinates", "Does an update grow with width?", body)
