@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,36 @@ def test_a_trial_of_a_machine_that_is_gone_is_tried_by_another(
     assert len(ours) == 10
 
 
+def test_one_whose_trial_was_given_to_another_goes_on(
+    points: Points, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It slept, and its run is its own still."""
+    storage = default_storage(tmp_path)
+    slept = search_of(points, tmp_path / "slept", url=storage, owner="slept")
+    point = slept.next()
+    assert point is not None
+    late = time.time() + GONE_SECONDS + 1
+    monkeypatch.setattr(time, "time", lambda: late)
+    assert search_of(points, tmp_path / "other", url=storage, owner="other").next() is not None
+    assert not slept.judged(point, 1, 3.0)
+    slept._trials._beaten -= 100
+    slept.beat()
+    end(slept, point, result_of(point, loss=2.0))
+    assert slept._journal.runs[point.key].loss == 2.0
+
+
+def test_a_trial_that_was_begun_just_now_is_not_gone(
+    points: Points, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its owner had no time yet to say that it lives."""
+    storage = default_storage(tmp_path)
+    theirs = search_of(points, tmp_path / "theirs", url=storage, owner="there")
+    theirs._trials.study.ask(theirs._distributions)
+    journal = Journal(tmp_path)
+    ours = run_all(search_of(points, tmp_path / "ours", url=storage, journal=journal), journal)
+    assert len(ours) == 9
+
+
 def test_a_diverged_run_counts_as_bad_and_a_failed_one_not_at_all(
     points: Points, tmp_path: Path
 ) -> None:
@@ -196,6 +227,13 @@ def test_storage_that_is_gone_or_locked_is_an_error(points: Points, tmp_path: Pa
         search_of(points, tmp_path / "s", url=f"sqlite:///{tmp_path}/nowhere/optuna.db")
     with pytest.raises(UserError, match="is locked, gone or not to be reached"):
         search_of(points, tmp_path / "s", url="nosuchdatabase://x")
+
+
+def test_a_driver_that_is_not_installed_is_named(points: Points, tmp_path: Path) -> None:
+    if find_spec("psycopg2") is not None:
+        pytest.skip("psycopg2 is installed")
+    with pytest.raises(UserError, match=r"://me:…@host/db: the driver .*psycopg2"):
+        search_of(points, tmp_path / "s", url="postgresql+psycopg2://me:secret@host/db")
 
 
 def test_a_password_is_not_shown() -> None:

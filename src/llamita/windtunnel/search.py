@@ -72,8 +72,8 @@ class Search:
         self._judged[point.key] += 1
         enough = self._judged[point.key] > _WARMUP_VALIDATIONS
         with self._trials.explained():
-            trial.report(loss, step)
-            return self._settings.prune and enough and bool(trial.should_prune())
+            worse = self._trials.should_stop(trial, step, loss)
+        return self._settings.prune and enough and worse
 
     def ended(self, point: Point, result: RunResult) -> None:
         """A diverged run counts as no better than what it began with: its values are to be known

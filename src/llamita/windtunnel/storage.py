@@ -122,7 +122,12 @@ class Storage:
 
         try:
             yield
-        except (StorageInternalError, SQLAlchemyError, ModuleNotFoundError) as error:
+        except ImportError as error:
+            raise UserError(
+                f"storage {without_password(self.url)}: the driver of its database is not "
+                f"installed ({error.__cause__ or error}); install it with pip"
+            ) from error
+        except (StorageInternalError, SQLAlchemyError) as error:
             cause = str(error.__cause__ or error).partition("\n")[0]
             raise UserError(
                 f"storage {without_password(self.url)} is locked, gone or not to be reached: "
@@ -181,7 +186,9 @@ class Trials:
         for frozen in self.all():
             if frozen.state != TrialState.RUNNING or frozen.number in self._held:
                 continue
-            if time.time() - frozen.user_attrs.get(_SEEN, 0.0) > GONE_SECONDS:
+            begun = frozen.datetime_start  # which is there before the first sign is
+            seen = frozen.user_attrs.get(_SEEN, begun.timestamp() if begun else 0.0)
+            if time.time() - seen > GONE_SECONDS:
                 self.study.tell(frozen.number, state=TrialState.FAIL, skip_if_finished=True)
 
     def beat(self) -> None:
@@ -192,6 +199,16 @@ class Trials:
         with self.explained():
             for trial in list(self._held.values()):
                 self._note(trial, _SEEN, time.time())
+
+    def should_stop(self, trial: Trial, step: int, loss: float) -> bool:
+        """What the pruner says of a run that has come so far; no of one that another took."""
+        from optuna.exceptions import UpdateFinishedTrialError
+
+        try:
+            trial.report(loss, step)
+        except UpdateFinishedTrialError:
+            return False
+        return trial.should_prune()
 
     def keep_result(self, trial: Trial, key: str) -> None:
         """What the journal says of a run, for others to read."""
